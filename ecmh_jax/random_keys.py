@@ -1,0 +1,61 @@
+"""Random numbers that depend on who a chain is and what it is doing, and on nothing else.
+
+A chain's key is ``fold_in(fold_in(seed, prompt_id), chain_id)``; every draw then folds in
+(stage, step, position, purpose). Neither a chain's slot, nor its neighbours, nor the order in which
+an engine happens to work can change a draw. Keys are typed threefry keys: under ``vmap`` they give
+the same bits as alone, which ``rbg`` keys do not.
+"""
+
+import jax
+
+_CUT, _ACCEPT, _STAY, _TOKEN = range(4)  # purposes
+_NO_POSITION = 0  # of the draws that belong to a step as a whole
+
+
+def chain_keys(rng_key: jax.Array, prompt_id: jax.Array, chain_id: jax.Array) -> jax.Array:
+    """Returns the chains' keys [B] of a run's scalar key and their identities [B] int32."""
+
+    def one_chain(prompt, chain):
+        return jax.random.fold_in(jax.random.fold_in(rng_key, prompt), chain)
+
+    return jax.vmap(one_chain)(prompt_id, chain_id)
+
+
+def step_keys(keys: jax.Array, stage: jax.Array, step: jax.Array) -> jax.Array:
+    """Folds stage and step [B] int32 into chain keys [B]; step 0 is the stage's extension."""
+
+    def one_chain(key, stage, step):
+        return jax.random.fold_in(jax.random.fold_in(key, stage), step)
+
+    return jax.vmap(one_chain)(keys, stage, step)
+
+
+def _uniform(key, position, purpose, shape=()):
+    return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, position), purpose), shape)
+
+
+def cut_uniform(keys: jax.Array) -> jax.Array:
+    """[B] float32 in [0, 1): chooses the cut."""
+    return jax.vmap(lambda key: _uniform(key, _NO_POSITION, _CUT))(keys)
+
+
+def accept_uniform(keys: jax.Array) -> jax.Array:
+    """[B] float32 in [0, 1): decides acceptance; drawn before the proposal."""
+    return jax.vmap(lambda key: _uniform(key, _NO_POSITION, _ACCEPT))(keys)
+
+
+def stay_uniform(keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, ...] float32 in [0, 1): whether a coupled draw keeps its token; as ``positions``."""
+
+    def one_chain(key, chain_positions):
+        flat = jax.vmap(lambda position: _uniform(key, position, _STAY))(
+            chain_positions.reshape(-1)
+        )
+        return flat.reshape(chain_positions.shape)
+
+    return jax.vmap(one_chain)(keys, positions)
+
+
+def token_uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, 2] float32 in [0, 1): draws the token at ``positions`` [B]."""
+    return jax.vmap(lambda key, position: _uniform(key, position, _TOKEN, (2,)))(keys, positions)

@@ -1,0 +1,344 @@
+"""The kernel and the schedule against the enumerated law, and mutants that must fail it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecmh_jax import (
+    acceptance,
+    cut,
+    ecmh,
+    make_tuning,
+    random_keys,
+    sample,
+    suffix,
+    token_law,
+)
+from tests import enumeration, oracle, toy_chains
+from tests.toy_models import random_toy_model, toy_language_model
+
+DRAWS = 4096  # chains started from every state
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kernel on one toy model."""
+
+    seed: int
+    vocabulary_size: int = 3
+    horizon: int = 4
+    power: float = 4.0
+    cut_power: float = 1.0
+    uniform_mix: float = 0.1
+    proposal_temperature: float | None = None
+    top_k: int | None = None
+    cut_first_token: bool = True
+    replay: bool = True
+    early_rejection: bool = True
+    eos_boost: float = 0.0
+
+    def model(self):
+        rng = np.random.default_rng(self.seed)
+        return random_toy_model(
+            rng, self.vocabulary_size, self.horizon, self.eos_boost, eos_rank=self.top_k
+        )
+
+
+CASES = [
+    Case(seed=1),
+    Case(seed=2, power=1.0, cut_power=0.0, uniform_mix=0.0),
+    Case(seed=3, power=2.0, cut_power=4.0),
+    Case(seed=4, vocabulary_size=4, horizon=3, top_k=2, power=2.0),
+    Case(seed=5, uniform_mix=1.0),  # uniform cut
+    Case(seed=6, power=2.0, proposal_temperature=0.4),  # outside of certain rejection's range
+    Case(seed=7, power=4.0, proposal_temperature=0.5),
+    Case(seed=8, cut_first_token=False, power=2.0),
+    Case(seed=9, replay=False, early_rejection=False, power=2.0),
+    Case(seed=10, vocabulary_size=5, horizon=3, top_k=3, cut_power=4.0, uniform_mix=0.0),
+]
+
+
+def excess(case: Case, num_steps: int, seed: int = 0) -> float:
+    """Largest |frequency - probability| beyond 7 standard errors + 0.003, after ``num_steps``."""
+    model = case.model()
+    config = toy_chains.toy_config(
+        model,
+        top_k=case.top_k,
+        cut_first_token=case.cut_first_token,
+        replay=case.replay,
+        early_rejection=case.early_rejection,
+    )
+    space = enumeration.state_space(model, model.horizon, case.top_k)
+    num_states = len(space.states)
+    starts = np.repeat(np.arange(num_states), DRAWS)
+    tuning = make_tuning(
+        len(starts), case.power, case.proposal_temperature, case.cut_power, case.uniform_mix
+    )
+    language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
+    kernel = jax.jit(ecmh.build_kernel(language_model, config))
+    state = toy_chains.state_on(model, space, starts, config, tuning)
+    for _ in range(num_steps):
+        state, _ = kernel(jax.random.key(seed), state, params, tuning)
+    ends = toy_chains.rows_of(state.trace, space)
+    if (ends < 0).any():  # a trace that no stage target knows
+        return np.inf
+    counts = np.zeros((num_states, num_states))
+    np.add.at(counts, (starts, ends), 1)
+    expected = np.linalg.matrix_power(
+        oracle.transition_matrix(
+            model,
+            model.horizon,
+            case.power,
+            case.cut_power,
+            case.uniform_mix,
+            case.proposal_temperature,
+            case.top_k,
+            cut_first_token=case.cut_first_token,
+        ),
+        num_steps,
+    )
+    standard_error = np.sqrt(expected * (1 - expected) / DRAWS)
+    return float((np.abs(counts / DRAWS - expected) - 7 * standard_error - 0.003).max())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"model{case.seed}")
+def test_kernel_has_the_enumerated_transitions(case):
+    assert excess(case, num_steps=1) < 0
+    assert excess(case, num_steps=3) < 0  # what a step leaves behind must serve the next
+
+
+# Completions of many lengths, and a proposal law for which the ratio is not decided early: here
+# every fault shows.
+TELLING = Case(seed=6, power=2.0, proposal_temperature=0.4, eos_boost=-1.0)
+
+
+def capped_at_current_length(patch):
+    original = suffix.draw_suffix
+
+    def draw(model, config, params, tuning, keys, current, prompt_length, horizon, *rest):
+        horizon = jnp.minimum(horizon, current.length)
+        return original(model, config, params, tuning, keys, current, prompt_length, horizon, *rest)
+
+    patch.setattr(suffix, "draw_suffix", draw)
+
+
+def sliced_suffix(patch):
+    original = suffix.draw_suffix
+
+    def draw(model, config, params, tuning, keys, current, *rest):
+        drawn = original(model, config, params, tuning, keys, current, *rest)
+        slots = jnp.arange(config.num_slots)[None]
+        cut_off = (slots >= drawn.trace.length[:, None]) & (slots < current.length[:, None])
+        forgotten = jnp.where(cut_off, current.log_weight, 0.0).sum(axis=-1)
+        return drawn._replace(log_ratio=drawn.log_ratio + forgotten)
+
+    patch.setattr(suffix, "draw_suffix", draw)
+
+
+def eos_masked_at_the_cut(patch):
+    # The published sampler forbids end-of-sequence as the first token of a proposal.
+    original = suffix.draw_suffix
+
+    def draw_suffix(model, config, params, tuning, keys, current, prompt_length, horizon, start, u):
+        first = start.trace.length
+
+        def decode(params, tokens, positions, cache):
+            logits, cache = model.decode(params, tokens, positions, cache)
+            masked = logits.at[:, config.eos_ids[0]].set(-jnp.inf)
+            return jnp.where((positions == first - 1)[:, None], masked, logits), cache
+
+        masking = model._replace(decode=decode)
+        return original(
+            masking, config, params, tuning, keys, current, prompt_length, horizon, start, u
+        )
+
+    patch.setattr(suffix, "draw_suffix", draw_suffix)
+
+
+def cut_term_left_out(patch):
+    def log_ratio(ratio, num_cuts, uniform_mix):
+        return ratio.log_reverse + ratio.log_weight_sum
+
+    def begin(*arguments):
+        ratio = original(*arguments)
+        return ratio._replace(log_reverse=ratio.log_reverse + arguments[3])
+
+    original = acceptance.begin
+    patch.setattr(acceptance, "begin", begin)
+    patch.setattr(acceptance, "log_ratio", log_ratio)
+
+
+def untruncated_q(patch):
+    original = token_law.draw_token
+
+    def draw_token(logits, uniforms, power, inverse_temperature, excluded, top_k):
+        drawn = original(logits, uniforms, power, inverse_temperature, excluded, top_k)
+        tempered = jax.nn.log_softmax(inverse_temperature[:, None] * logits, axis=-1)
+        log_q = jnp.take_along_axis(tempered, drawn.token[:, None], axis=-1)[:, 0]
+        return drawn._replace(log_weight=power * drawn.log_prob - log_q)
+
+    patch.setattr(token_law, "draw_token", draw_token)
+
+
+def reused_key(patch):
+    # One number decides both where to cut and whether to accept.
+    patch.setattr(random_keys, "accept_uniform", random_keys.cut_uniform)
+
+
+def off_by_one_at_eos(patch):
+    original = cut.num_uniform_cuts
+
+    def num_uniform_cuts(prompt_length, length, cut_first_token):
+        return jnp.maximum(original(prompt_length, length, cut_first_token) - 1, 1)
+
+    def begin(log_weight, entropy, law, log_cut, cut_slot, divergence, length):
+        return original_begin(log_weight, entropy, law, log_cut, cut_slot, divergence, length - 1)
+
+    original_begin = acceptance.begin
+    patch.setattr(cut, "num_uniform_cuts", num_uniform_cuts)
+    patch.setattr(acceptance, "begin", begin)
+
+
+def stale_cache_row(patch):
+    original = ecmh._select
+
+    def select(rows, new, old):
+        keep_rejected = not isinstance(new, tuple)  # the toy's cache is one array, a trace is not
+        return new if keep_rejected else original(rows, new, old)
+
+    patch.setattr(ecmh, "_select", select)
+
+
+def excluded_token_forgotten(patch):
+    original = token_law.draw_token
+
+    def draw_token(logits, uniforms, power, inverse_temperature, excluded, top_k):
+        nothing = jnp.full_like(excluded, -1)
+        return original(logits, uniforms, power, inverse_temperature, nothing, top_k)
+
+    patch.setattr(token_law, "draw_token", draw_token)
+
+
+def bound_used_outside_its_range(patch):
+    def always(power, inverse_temperature):
+        return jnp.ones_like(power, bool)
+
+    patch.setattr(token_law, "weights_are_bounded", always)
+
+
+def bound_without_the_cut_term(patch):
+    # Rejects on the weights alone, which do not bound a ratio whose cut term is positive.
+    original_begin, original_ratio = acceptance.begin, acceptance.log_ratio
+
+    def begin(log_weight, entropy, law, log_cut, *slots):
+        ratio = original_begin(log_weight, entropy, law, log_cut, *slots)
+        return ratio._replace(
+            log_reverse=ratio.log_reverse + log_cut,
+            log_cut_weight=ratio.log_cut_weight - log_cut,
+        )
+
+    def log_ratio(ratio, num_cuts, uniform_mix):
+        weights_alone = ratio.log_reverse + ratio.log_weight_sum
+        return jnp.minimum(original_ratio(ratio, num_cuts, uniform_mix), weights_alone)
+
+    patch.setattr(acceptance, "begin", begin)
+    patch.setattr(acceptance, "log_ratio", log_ratio)
+
+
+MUTANTS = {
+    capped_at_current_length: TELLING,
+    sliced_suffix: TELLING,
+    eos_masked_at_the_cut: TELLING,
+    cut_term_left_out: TELLING,
+    untruncated_q: dataclasses.replace(CASES[3], power=2.0, proposal_temperature=1.0),
+    reused_key: TELLING,
+    off_by_one_at_eos: TELLING,
+    stale_cache_row: TELLING,
+    excluded_token_forgotten: TELLING,
+    bound_used_outside_its_range: dataclasses.replace(
+        TELLING, power=1.0, proposal_temperature=0.25
+    ),
+    bound_without_the_cut_term: dataclasses.replace(TELLING, uniform_mix=0.0),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_killed(mutant, monkeypatch):
+    mutant(monkeypatch)
+    case = MUTANTS[mutant]
+    assert any(excess(case, num_steps) > 0 for num_steps in (1, 3))
+
+
+@pytest.mark.parametrize("refine_finished", [False, True])
+@pytest.mark.parametrize("sampler", ["entropy_cut", "uniform_cut"])
+def test_schedule_has_the_enumerated_final_law(sampler, refine_finished):
+    model = random_toy_model(np.random.default_rng(11), 3, 4)
+    num_chains = 40_000
+    config = toy_chains.toy_config(
+        model, num_stages=2, steps_per_stage=2, top_k=2, refine_finished=refine_finished
+    )
+    language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
+    prompts, lengths = toy_chains.toy_prompts(num_chains)
+    result = sample(
+        jax.random.key(3),
+        language_model,
+        params,
+        prompts,
+        lengths,
+        make_tuning(num_chains, power=2.0, cut_power=1.0),
+        config,
+        sampler,
+    )
+    expected = oracle.final_law(
+        model,
+        2,
+        2,
+        2,
+        power=2.0,
+        cut_power=1.0,
+        top_k=2,
+        sampler=sampler,
+        refine_finished=refine_finished,
+    )
+    space = enumeration.state_space(model, model.horizon, 2)
+    rows = toy_chains.rows_of(result.trace, space)
+    frequency = np.bincount(rows, minlength=len(space.states)) / num_chains
+    standard_error = np.sqrt(expected * (1 - expected) / num_chains)
+    assert np.all(np.abs(frequency - expected) < 6 * standard_error + 1e-4)
+
+
+def test_total_variation_falls_to_the_noise_floor():
+    model = random_toy_model(np.random.default_rng(33), 3, 5, eos_boost=-2.0)
+    num_chains = 20_000
+    language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
+    prompts, lengths = toy_chains.toy_prompts(num_chains)
+    space = enumeration.state_space(model, model.horizon)
+    expected = oracle.target(model, model.horizon, power=4.0)
+    distances = []
+    for steps in (0, 2, 8, 64):
+        config = toy_chains.toy_config(model, steps_per_stage=steps, refine_finished=True)
+        result = sample(
+            jax.random.key(4),
+            language_model,
+            params,
+            prompts,
+            lengths,
+            make_tuning(num_chains, power=4.0),
+            config,
+        )
+        rows = toy_chains.rows_of(result.trace, space)
+        frequency = np.bincount(rows, minlength=len(space.states)) / num_chains
+        distances.append(oracle.total_variation(frequency, expected))
+    standard_error = np.sqrt(expected * (1 - expected) / num_chains)
+    # The expected distance of num_chains independent draws of the target from the target.
+    floor = 0.5 * np.sqrt(2 / np.pi) * standard_error.sum()
+    exact = [
+        oracle.total_variation(oracle.final_law(model, 1, 5, steps, 4.0), expected)
+        for steps in (0, 2, 8)
+    ]
+    np.testing.assert_allclose(distances[:3], exact, atol=0.02)
+    assert exact[0] > exact[1] > exact[2] > 5 * floor
+    assert np.all(np.abs(frequency - expected) < 6 * standard_error + 1e-4)
