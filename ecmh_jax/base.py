@@ -31,7 +31,7 @@ class LanguageModel(NamedTuple):
       init_cache: ``(batch_size, num_slots) -> cache``. Every leaf has the chain axis first.
       prefill: ``(params, tokens [B, P] int32, lengths [B] int32, cache) -> (logits, cache)``:
         writes the tokens into slots ``0..P-1`` and returns the logits ``[B, V]`` that follow each
-        row's last live token. What it writes past ``lengths`` is never read before it is overwritten.
+        row's last live token. What it writes past ``lengths`` is overwritten before it is read.
       decode: ``(params, tokens [B] int32, positions [B] int32, cache) -> (logits, cache)``: writes
         one token a row into slot ``positions`` and returns the logits ``[B, V]`` of the token after
         it, given slots ``0..positions``. Decoding a token again in its own slot changes nothing.

@@ -1,0 +1,1 @@
+"""Launchers: a short main over a tested function of one frozen config."""

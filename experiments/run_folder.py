@@ -1,0 +1,56 @@
+"""The folder of a run: rows, summary and flags, whole or not there at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class RunFolder:
+    """Writes a run's rows and summary; every file is replaced as a whole, so none is ever torn.
+
+    The one object with state of the launchers: the rows so far.
+
+    Attributes:
+      path: the folder.
+      rows: finished chains, in the order in which they finished.
+    """
+
+    def __init__(self, path: str, flags_text: str):
+        """Creates the folder.
+
+        Raises:
+          ValueError: it cannot be written to, or already holds a run.
+        """
+        self.path = Path(path).expanduser()
+        self.rows: list[dict[str, Any]] = []
+        if (self.path / "traces.jsonl").exists():
+            raise ValueError(
+                f"--output_dir={path} already holds traces.jsonl; expected a new or an empty "
+                "folder, so that no finished work is lost"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._replace("flags.txt", flags_text)
+        except OSError as error:
+            raise ValueError(
+                f"--output_dir={path} cannot be written to: {error.strerror}"
+            ) from error
+
+    def add_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Adds finished chains to ``traces.jsonl``."""
+        self.rows += rows
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        self._replace("traces.jsonl", "".join(lines))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes ``summary.json``."""
+        self._replace("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / name)

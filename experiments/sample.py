@@ -1,0 +1,206 @@
+"""``python -m experiments.sample``: samples completions of prompts and shows what it cost.
+
+Without flags it is a demonstration: a small model, three prompts, standard, low-temperature and
+Entropy-Cut Metropolis-Hastings sampling side by side.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+from ecmh_jax import SAMPLERS, Config, Tuning, checks, ecmh, make_tuning, sampling
+from experiments import chains as chains_lib
+from experiments import prompts as prompts_lib
+from experiments import summaries, text_report
+from experiments.launch import define_flags, run_main, setting
+from experiments.run_folder import RunFolder
+from models.load import DTYPES, LoadedModel, load_model
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """One run of the launcher; each field is the flag of that name."""
+
+    model: str = setting(
+        "smollm2-135m",
+        "smollm2-135m (fetched once, 93 MB), a Hugging Face folder, a .gguf file or a hub id "
+        "owner/name[@revision].",
+    )
+    revision: str | None = setting(None, "Branch, tag or commit of a hub id.")
+    dtype: str | None = setting(None, "Default: float32 on CPU, bfloat16 elsewhere.", DTYPES)
+    prompt: tuple[str, ...] = setting(
+        (), "A prompt; may be repeated. Default: the demonstration's three.", repeated=True
+    )
+    prompts_file: str | None = setting(None, 'Prompts: one a line, or .jsonl rows with a "prompt".')
+    chat: bool | None = setting(
+        None, "Apply the model's chat template. Default: where the model has one."
+    )
+    sampler: tuple[str, ...] = setting(
+        ("standard", "low_temperature", "entropy_cut"),
+        f"Separated by commas, of {', '.join(SAMPLERS)}.",
+    )
+    power: float = setting(4.0, "alpha of the target p^alpha.")
+    proposal_temperature: float | None = setting(None, "tau of the proposal. Default: 1 / power.")
+    cut_power: float = setting(4.0, "beta: cuts fall where entropy jumps up, to this power.")
+    uniform_mix: float = setting(0.0, "Share of uniform cuts, 0 to 1.")
+    cut_first_token: bool = setting(True, "Whether the first token may be cut.")
+    top_k: int = setting(50, "Truncation of p itself; 0 for the whole vocabulary.")
+    num_chains: int = setting(8, "Chains of each prompt.")
+    num_slots: int = setting(32, "Largest batch of chains; lower it if memory runs out.")
+    max_new_tokens: int = setting(64, "Longest completion.")
+    num_stages: int = setting(4, "Stages; must divide max_new_tokens. The paper has 16.")
+    steps_per_stage: int = setting(5, "Metropolis-Hastings steps a stage. The paper has 10.")
+    refine_finished: bool = setting(
+        False, "Keep refining chains that have ended: what makes the final law p^power."
+    )
+    replay: bool = setting(True, "Decode proposals from their first divergence only.")
+    early_rejection: bool = setting(True, "Stop proposals that can no longer be accepted.")
+    seed: int = setting(0, "Seed of the run.")
+    output_dir: str | None = setting(None, "Receives traces.jsonl, summary.json and flags.txt.")
+
+
+_read_flags = define_flags(SampleConfig)
+
+
+def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
+    """Samples every prompt by every sampler.
+
+    An interrupt (Ctrl-C) ends the run early; the chains that had finished are kept.
+
+    Args:
+      config: the run.
+      flags_text: what to write to ``flags.txt``.
+
+    Returns:
+      The summary, as in ``summary.json``, with the rows of ``traces.jsonl`` under "rows".
+
+    Raises:
+      ValueError: a setting or a file is unusable; the message names it.
+      OSError: the model cannot be had.
+    """
+    texts = _prompt_texts(config)
+    run = _static_config(config, prompt_length=1, eos_ids=(), pad_id=0)
+    for sampler in config.sampler:  # before any weight is read
+        sampling.specialise(sampler, _tuning(config, 1), run)
+    checks.check_config(run)
+    folder = RunFolder(config.output_dir, flags_text) if config.output_dir else None
+    model = load_model(config.model, config.dtype, config.revision)
+    pad_id = model.eos_ids[0] if model.eos_ids else 0
+    prompts = prompts_lib.encode_prompts(texts, model, config.chat, pad_id)
+    run = _static_config(config, prompts.tokens.shape[1], model.eos_ids, pad_id)
+    layout = chains_lib.batches(
+        prompts.tokens, prompts.lengths, config.num_chains, config.num_slots
+    )
+    tuning = _tuning(config, len(layout[0].real))
+    chains_lib.check(model, layout[0], tuning, run)
+
+    rows: list[dict[str, Any]] = []
+    costs: dict[str, summaries.Cost] = {}
+    interrupted = False
+    try:
+        for sampler in config.sampler:
+            costs[sampler] = summaries.Cost()
+            for finished in _run_sampler(sampler, config, model, layout, tuning, run, costs):
+                rows += finished
+                if folder:
+                    folder.add_rows(finished)
+    except KeyboardInterrupt:
+        interrupted = True
+    summary = summaries.summarise(rows, costs, prompts.texts, model, interrupted)
+    if folder:
+        folder.write_summary(summary)
+    return summary | {"rows": rows}
+
+
+def _run_sampler(
+    sampler: str,
+    config: SampleConfig,
+    model: LoadedModel,
+    layout: list[chains_lib.Chains],
+    tuning: Tuning,
+    run: Config,
+    costs: dict[str, summaries.Cost],
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields rows as chains finish, and adds to ``costs[sampler]``."""
+    rng_key = jax.random.key(config.seed)
+    tuning, run = sampling.specialise(sampler, tuning, run)
+    cost = costs[sampler]
+    total = len(layout) * run.num_stages * (run.steps_per_stage + 1)
+    with tqdm(total=total, desc=f"{sampler}: compiling", unit="step", disable=None) as bar:
+        programs = chains_lib.compile_programs(rng_key, model, layout[0], tuning, run)
+        cost.compile_seconds = programs.compile_seconds
+        bar.set_description(sampler)
+        for chains in layout:
+            history = summaries.History(chains, sampler, model, run)
+            for report in chains_lib.advance(rng_key, model, chains, tuning, run, programs):
+                cost.add(report)
+                history.add(report)
+                bar.set_postfix_str(cost.describe(report.stage))
+                bar.update()
+                if report.step == run.steps_per_stage:
+                    done = np.asarray(report.state.frozen | ecmh.has_ended(report.state, run))
+                    is_last = report.stage == run.num_stages
+                    if is_last or not run.refine_finished:
+                        yield history.take_rows(report.state, done | is_last)
+
+
+def _prompt_texts(config: SampleConfig) -> tuple[str, ...]:
+    if config.prompt and config.prompts_file:
+        raise ValueError("--prompt and --prompts_file are both given; expected one of them")
+    if config.num_chains < 1 or config.num_slots < 1:
+        raise ValueError(
+            f"--num_chains={config.num_chains} --num_slots={config.num_slots}; expected at least 1"
+        )
+    if config.prompts_file:
+        return prompts_lib.read_prompts(config.prompts_file)
+    return config.prompt or prompts_lib.DEMONSTRATION
+
+
+def _static_config(
+    config: SampleConfig, prompt_length: int, eos_ids: tuple[int, ...], pad_id: int
+) -> Config:
+    return Config(
+        prompt_length=prompt_length,
+        max_new_tokens=config.max_new_tokens,
+        num_stages=config.num_stages,
+        steps_per_stage=config.steps_per_stage,
+        top_k=config.top_k or None,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        refine_finished=config.refine_finished,
+        cut_first_token=config.cut_first_token,
+        replay=config.replay,
+        early_rejection=config.early_rejection,
+    )
+
+
+def _tuning(config: SampleConfig, num_chains: int) -> Tuning:
+    return make_tuning(
+        num_chains,
+        power=config.power,
+        proposal_temperature=config.proposal_temperature,
+        cut_power=config.cut_power,
+        uniform_mix=config.uniform_mix,
+    )
+
+
+def _launch() -> int:
+    started = time.perf_counter()
+    result = run_sample(_read_flags(), flags.FLAGS.flags_into_string())
+    print(text_report.describe(result, seconds=time.perf_counter() - started))
+    return 130 if result["interrupted"] else 0
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the launcher on its flags and prints the report."""
+    run_main(arguments, _launch)
+
+
+if __name__ == "__main__":
+    app.run(main)

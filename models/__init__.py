@@ -1,0 +1,1 @@
+"""Flax networks and how to get them."""

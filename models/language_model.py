@@ -1,0 +1,32 @@
+"""The one adapter between the Flax network and ``ecmh_jax.base.LanguageModel``."""
+
+import jax.numpy as jnp
+
+from ecmh_jax.base import LanguageModel
+from models import transformer
+from models.config import TransformerConfig
+
+
+def build_language_model(config: TransformerConfig, dtype: jnp.dtype) -> LanguageModel:
+    """Returns the network as pure functions over explicit weights and cache.
+
+    Args:
+      config: the network's shape.
+      dtype: dtype of the KV cache; the weights' dtype.
+    """
+    network = transformer.Transformer(config)
+
+    def init_cache(batch_size, num_slots):
+        return transformer.init_cache(config, batch_size, num_slots, dtype)
+
+    def prefill(params, tokens, lengths, cache):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return network.apply({"params": params}, tokens, positions, lengths, cache)
+
+    def decode(params, tokens, positions, cache):
+        lengths = jnp.ones_like(positions)
+        return network.apply(
+            {"params": params}, tokens[:, None], positions[:, None], lengths, cache
+        )
+
+    return LanguageModel(init_cache, prefill, decode)

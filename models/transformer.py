@@ -1,0 +1,192 @@
+"""A Llama-family decoder in Flax with an explicit static KV cache.
+
+The only file that knows which Flax API the network is written in. Weights are stored
+``[outputs, inputs]``, as checkpoints store them, with the projections that read the same input
+fused into one matrix: one large product instead of three small ones, which matters most when the
+batch is small and decoding is bound by the reading of weights.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models import attention
+from models.config import TransformerConfig
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer; ``num_slots`` is the fastest axis of the keys only.
+
+    Attributes:
+      keys: [B, num_kv_heads, head_size, num_slots].
+      values: [B, num_kv_heads, num_slots, head_size].
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def init_cache(
+    config: TransformerConfig, batch_size: int, num_slots: int, dtype: jnp.dtype
+) -> tuple[LayerCache, ...]:
+    """Returns an empty cache, one ``LayerCache`` a layer (a scanned axis would copy it)."""
+    shape = (batch_size, config.num_kv_heads)
+    return tuple(
+        LayerCache(
+            keys=jnp.zeros((*shape, config.head_size, num_slots), dtype),
+            values=jnp.zeros((*shape, num_slots, config.head_size), dtype),
+        )
+        for _ in range(config.num_layers)
+    )
+
+
+def _product(inputs: jax.Array, weights: jax.Array) -> jax.Array:
+    """``[..., inputs] x [outputs, inputs] -> [..., outputs]``."""
+    return jax.lax.dot_general(
+        inputs, weights, (((inputs.ndim - 1,), (1,)), ((), ())), preferred_element_type=inputs.dtype
+    )
+
+
+def _rms_norm(inputs: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Root-mean-square normalisation over the last axis, computed in float32."""
+    wide = inputs.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    scale = jnp.expand_dims(scale.astype(jnp.float32), range(inputs.ndim - 1))
+    return (wide * scale).astype(inputs.dtype)
+
+
+class RotaryAngles(NamedTuple):
+    """Cosine and sine of every position's rotation: [B, S, 1, head_size / 2] float32."""
+
+    cosine: jax.Array
+    sine: jax.Array
+
+
+def _rotary_angles(config: TransformerConfig, positions: jax.Array) -> RotaryAngles:
+    exponents = jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size
+    frequencies = 1.0 / config.rope_theta**exponents
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+    return RotaryAngles(jnp.cos(angles), jnp.sin(angles))
+
+
+def _rotate(heads: jax.Array, angles: RotaryAngles) -> jax.Array:
+    """Rotates ``heads`` [B, S, heads, head_size] by position, first half against second half."""
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    cosine, sine = angles
+    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
+    return rotated.astype(heads.dtype)
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each after an RMSNorm and added to the residual stream."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        stream: jax.Array,  # [B, S, embedding_size]
+        positions: jax.Array,  # [B, S] int32
+        angles: RotaryAngles,
+        cache: LayerCache,
+    ) -> tuple[jax.Array, LayerCache]:
+        config = self.config
+        batch_size, num_tokens, width = stream.shape
+        query_rows = config.num_heads * config.head_size
+        key_rows = config.num_kv_heads * config.head_size
+        zeros = nn.initializers.zeros
+        attention_norm = self.param("attention_norm", zeros, (width,))
+        query_key_value = self.param("query_key_value", zeros, (query_rows + 2 * key_rows, width))
+        attention_output = self.param("attention_output", zeros, (width, query_rows))
+        feed_forward_norm = self.param("feed_forward_norm", zeros, (width,))
+        gate_up = self.param("gate_up", zeros, (2 * config.feed_forward_size, width))
+        down = self.param("down", zeros, (width, config.feed_forward_size))
+
+        normed = _rms_norm(stream, attention_norm, config.norm_epsilon)
+        heads = _product(normed, query_key_value).reshape(
+            batch_size, num_tokens, -1, config.head_size
+        )
+        queries, keys, values = jnp.split(
+            heads, [config.num_heads, config.num_heads + config.num_kv_heads], axis=2
+        )
+        queries, keys = _rotate(queries, angles), _rotate(keys, angles)
+        if num_tokens == 1:
+            cache = _write_token(cache, keys[:, 0], values[:, 0], positions[:, 0])
+            attended = attention.decode_attention(
+                queries[:, 0], cache.keys, cache.values, positions[:, 0]
+            )[:, None]
+        else:
+            cache = _write_prompt(cache, keys, values)
+            attended = jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
+        stream += _product(attended.reshape(batch_size, num_tokens, query_rows), attention_output)
+
+        normed = _rms_norm(stream, feed_forward_norm, config.norm_epsilon)
+        gate, up = jnp.split(_product(normed, gate_up), 2, axis=-1)
+        stream += _product(jax.nn.silu(gate) * up, down)
+        return stream, cache
+
+
+def _write_token(
+    cache: LayerCache, keys: jax.Array, values: jax.Array, positions: jax.Array
+) -> LayerCache:
+    """Writes one token a row, [B, num_kv_heads, head_size], into slot ``positions``."""
+    rows = jnp.arange(positions.shape[0])
+    return LayerCache(
+        keys=cache.keys.at[rows, :, :, positions].set(
+            keys, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+        ),
+        values=cache.values.at[rows, :, positions].set(
+            values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+        ),
+    )
+
+
+def _write_prompt(cache: LayerCache, keys: jax.Array, values: jax.Array) -> LayerCache:
+    """Writes whole prompts, [B, P, num_kv_heads, head_size], into slots 0..P-1."""
+    num_tokens = keys.shape[1]
+    return LayerCache(
+        keys=cache.keys.at[:, :, :, :num_tokens].set(jnp.moveaxis(keys, 1, 3)),
+        values=cache.values.at[:, :, :num_tokens].set(jnp.moveaxis(values, 1, 2)),
+    )
+
+
+class Transformer(nn.Module):
+    """Tokens in, logits out, through an explicit cache.
+
+    With S = 1 tokens a row it decodes at any position; with S > 1 the row's positions must be
+    0..S-1 (a prompt), because then a token attends to the tokens of the call alone.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,  # [B, S] int32
+        positions: jax.Array,  # [B, S] int32
+        lengths: jax.Array,  # [B] int32, in 1..S
+        cache: tuple[LayerCache, ...],
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """Returns float32 logits [B, V] after each row's token ``lengths - 1``, and the cache."""
+        config = self.config
+        zeros = nn.initializers.zeros
+        table_shape = (config.vocabulary_size, config.embedding_size)
+        embedding = self.param("embedding", zeros, table_shape)
+        head = embedding if config.tied_head else self.param("head", zeros, table_shape)
+        final_norm = self.param("final_norm", zeros, (config.embedding_size,))
+
+        stream = embedding[tokens]
+        angles = _rotary_angles(config, positions)
+        new_cache = []
+        for index, layer_cache in enumerate(cache):
+            block = Block(config, name=f"layer_{index}")
+            stream, layer_cache = block(stream, positions, angles, layer_cache)
+            new_cache.append(layer_cache)
+        last = jnp.take_along_axis(stream, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        last = _rms_norm(last, final_norm, config.norm_epsilon)
+        logits = jax.lax.dot_general(
+            last, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return logits, tuple(new_cache)
