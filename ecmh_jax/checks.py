@@ -59,20 +59,34 @@ def check_vocabulary(model: LanguageModel, params: Params, config: Config, num_c
     return vocabulary_size
 
 
-def check_prompts(prompts, prompt_lengths, config: Config, vocabulary_size: int) -> None:
-    """Raises ValueError unless every prompt is live, fits its slots and uses known tokens."""
-    prompts, prompt_lengths = np.asarray(prompts), np.asarray(prompt_lengths)
-    if prompts.ndim != 2 or prompts.shape[1] != config.prompt_length:
+def check_prompt_shape(prompts, config: Config) -> int:
+    """Returns B; raises ValueError unless the prompts are integers [B, config.prompt_length]."""
+    prompts = np.asarray(prompts)
+    if prompts.ndim != 2 or not len(prompts) or prompts.shape[1] != config.prompt_length:
         raise ValueError(
             f"prompts have shape {prompts.shape}; expected [chains, {config.prompt_length}], "
-            "padded on the right to config.prompt_length"
+            "at least one chain, padded on the right to config.prompt_length"
         )
     if not np.issubdtype(prompts.dtype, np.integer):
         raise ValueError(f"prompts hold {prompts.dtype}; expected integer token ids")
-    if prompt_lengths.shape != prompts.shape[:1]:
+    return len(prompts)
+
+
+def check_integers(name: str, values, num_chains: int) -> None:
+    """Raises ValueError unless ``values`` are one integer a chain."""
+    values = np.asarray(values)
+    if values.shape != (num_chains,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
-            f"prompt_lengths have shape {prompt_lengths.shape}; expected {prompts.shape[:1]}"
+            f"{name} are {values.dtype} of shape {values.shape}; expected integers of shape "
+            f"({num_chains},), one a chain"
         )
+
+
+def check_prompts(prompts, prompt_lengths, config: Config, vocabulary_size: int) -> None:
+    """Raises ValueError unless every prompt is live, fits its slots and uses known tokens."""
+    num_chains = check_prompt_shape(prompts, config)
+    check_integers("prompt_lengths", prompt_lengths, num_chains)
+    prompts, prompt_lengths = np.asarray(prompts), np.asarray(prompt_lengths)
     for row, length in enumerate(prompt_lengths):
         if not 1 <= length <= config.prompt_length:
             raise ValueError(

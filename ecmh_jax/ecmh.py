@@ -247,6 +247,11 @@ def run(
 
     def enter_stage(state, _):
         state = extend(rng_key, state, params, tuning)
+        if config.steps_per_stage == 0:  # a scan of no steps does not run under disable_jit
+            _, info = jax.eval_shape(take_step, state, None)
+            return state, jax.tree.map(
+                lambda field: jnp.zeros((0, *field.shape), field.dtype), info
+            )
         return jax.lax.scan(take_step, state, length=config.steps_per_stage)
 
     state = init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ecmh_jax import checks, compiled
 from ecmh_jax.base import Config, LanguageModel, Params, Result, Tuning
@@ -75,7 +74,7 @@ def sample(
     tuning, config = specialise(sampler, tuning, config)
     checks.check_key(rng_key)
     checks.check_config(config)
-    num_chains = np.shape(prompts)[0]
+    num_chains = checks.check_prompt_shape(prompts, config)
     checks.check_tuning(tuning, num_chains)
     vocabulary_size = checks.check_vocabulary(model, params, config, num_chains)
     checks.check_prompts(prompts, prompt_lengths, config, vocabulary_size)
@@ -83,6 +82,8 @@ def sample(
         prompt_ids = jnp.zeros((num_chains,), jnp.int32)
     if chain_ids is None:
         chain_ids = jnp.arange(num_chains, dtype=jnp.int32)
+    checks.check_integers("prompt_ids", prompt_ids, num_chains)
+    checks.check_integers("chain_ids", chain_ids, num_chains)
     return compiled.run(
         rng_key,
         params,
@@ -90,7 +91,8 @@ def sample(
         jnp.asarray(prompt_lengths, jnp.int32),
         jnp.asarray(prompt_ids, jnp.int32),
         jnp.asarray(chain_ids, jnp.int32),
-        jax.tree.map(jnp.asarray, tuning),
+        # An explicit dtype also drops a weak type, which would be another program.
+        jax.tree.map(lambda values: jnp.asarray(values, jnp.float32), tuning),
         model=model,
         config=config,
     )

@@ -71,8 +71,10 @@ def draw_token(
 
     tempered = inverse_temperature[:, None] * log_probs
     log_normaliser = jax.nn.logsumexp(tempered, axis=-1)
-    drawable = jnp.where(token_ids == excluded[:, None], 0.0, jnp.exp(tempered))
-    index = _draw_index(drawable, uniforms)
+    allowed = jnp.where(token_ids == excluded[:, None], -jnp.inf, tempered)
+    best = allowed.max(axis=-1, keepdims=True)
+    allowed = jnp.where(best > -jnp.inf, allowed - best, tempered - log_normaliser[:, None])
+    index = _draw_index(jnp.exp(allowed), uniforms)
 
     def at_index(values):
         return jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]

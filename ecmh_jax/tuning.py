@@ -5,6 +5,8 @@ import numpy as np
 
 from ecmh_jax.base import Tuning
 
+_LEAST_TEMPERATURE = 1e-30  # below it, 1/tau is not a float32
+
 
 def make_tuning(
     num_chains: int,
@@ -49,7 +51,10 @@ def make_tuning(
         inverse_temperature = power
     else:
         inverse_temperature = 1.0 / as_array(
-            "proposal_temperature", proposal_temperature, lambda value: value > 0, "a number > 0"
+            "proposal_temperature",
+            proposal_temperature,
+            lambda value: value >= _LEAST_TEMPERATURE,
+            f"a number > 0, at least {_LEAST_TEMPERATURE}",
         )
     return Tuning(
         power=jnp.asarray(power),

@@ -7,40 +7,31 @@ from typing import Any
 
 
 class RunFolder:
-    """Writes a run's rows and summary; every file is replaced as a whole, so none is ever torn.
-
-    The one object with state of the launchers: the rows so far.
-
-    Attributes:
-      path: the folder.
-      rows: finished chains, in the order in which they finished.
-    """
+    """Writes a run's rows and summary; every file is replaced as a whole, so none is ever torn."""
 
     def __init__(self, path: str, flags_text: str):
-        """Creates the folder.
+        """Creates the folder at ``path`` and writes ``flags_text`` to ``flags.txt``.
 
         Raises:
           ValueError: it cannot be written to, or already holds a run.
         """
-        self.path = Path(path).expanduser()
-        self.rows: list[dict[str, Any]] = []
-        if (self.path / "traces.jsonl").exists():
+        self._path = Path(path).expanduser()
+        if (self._path / "traces.jsonl").exists():
             raise ValueError(
                 f"--output_dir={path} already holds traces.jsonl; expected a new or an empty "
                 "folder, so that no finished work is lost"
             )
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._path.mkdir(parents=True, exist_ok=True)
             self._replace("flags.txt", flags_text)
         except OSError as error:
             raise ValueError(
                 f"--output_dir={path} cannot be written to: {error.strerror}"
             ) from error
 
-    def add_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Adds finished chains to ``traces.jsonl``."""
-        self.rows += rows
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Writes ``traces.jsonl``: all chains that have finished."""
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self._replace("traces.jsonl", "".join(lines))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -48,9 +39,9 @@ class RunFolder:
         self._replace("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.tmp"
+        temporary = self._path / f".{name}.tmp"
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+        os.replace(temporary, self._path / name)

@@ -7,7 +7,7 @@ Entropy-Cut Metropolis-Hastings sampling side by side.
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -102,57 +102,70 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
 
     rows: list[dict[str, Any]] = []
     costs: dict[str, summaries.Cost] = {}
+    compiled: dict[Config, chains_lib.Programs] = {}  # samplers of one schedule share programs
     interrupted = False
     try:
         for sampler in config.sampler:
             costs[sampler] = summaries.Cost()
-            for finished in _run_sampler(sampler, config, model, layout, tuning, run, costs):
+            job = _Job(sampler, jax.random.key(config.seed), model, layout, tuning, run)
+            for finished in _run_sampler(job, compiled, costs[sampler]):
                 rows += finished
                 if folder:
-                    folder.add_rows(finished)
+                    folder.write_rows(rows)
     except KeyboardInterrupt:
         interrupted = True
     summary = summaries.summarise(rows, costs, prompts.texts, model, interrupted)
     if folder:
+        folder.write_rows(rows)
         folder.write_summary(summary)
     return summary | {"rows": rows}
 
 
+class _Job(NamedTuple):
+    """What one sampler is to do."""
+
+    sampler: str
+    rng_key: jax.Array
+    model: LoadedModel
+    layout: list[chains_lib.Chains]
+    tuning: Tuning
+    config: Config
+
+
 def _run_sampler(
-    sampler: str,
-    config: SampleConfig,
-    model: LoadedModel,
-    layout: list[chains_lib.Chains],
-    tuning: Tuning,
-    run: Config,
-    costs: dict[str, summaries.Cost],
+    job: _Job, compiled: dict[Config, chains_lib.Programs], cost: summaries.Cost
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yields rows as chains finish, and adds to ``costs[sampler]``."""
-    rng_key = jax.random.key(config.seed)
-    tuning, run = sampling.specialise(sampler, tuning, run)
-    cost = costs[sampler]
-    total = len(layout) * run.num_stages * (run.steps_per_stage + 1)
-    with tqdm(total=total, desc=f"{sampler}: compiling", unit="step", disable=None) as bar:
-        programs = chains_lib.compile_programs(rng_key, model, layout[0], tuning, run)
-        cost.compile_seconds = programs.compile_seconds
-        bar.set_description(sampler)
-        for chains in layout:
-            history = summaries.History(chains, sampler, model, run)
-            for report in chains_lib.advance(rng_key, model, chains, tuning, run, programs):
+    """Yields rows as chains finish; adds to ``compiled`` and to ``cost``."""
+    tuning, config = sampling.specialise(job.sampler, job.tuning, job.config)
+    total = len(job.layout) * config.num_stages * (config.steps_per_stage + 1)
+    with tqdm(total=total, desc=f"{job.sampler}: compiling", unit="step", disable=None) as bar:
+        if config not in compiled:
+            compiled[config] = chains_lib.compile_programs(
+                job.rng_key, job.model, job.layout[0], tuning, config
+            )
+            cost.compile_seconds = compiled[config].compile_seconds
+        bar.set_description(job.sampler)
+        for chains in job.layout:
+            history = summaries.History(chains, job.sampler, job.model, config)
+            for report in chains_lib.advance(
+                job.rng_key, job.model, chains, tuning, config, compiled[config]
+            ):
                 cost.add(report)
                 history.add(report)
                 bar.set_postfix_str(cost.describe(report.stage))
                 bar.update()
-                if report.step == run.steps_per_stage:
-                    done = np.asarray(report.state.frozen | ecmh.has_ended(report.state, run))
-                    is_last = report.stage == run.num_stages
-                    if is_last or not run.refine_finished:
+                if report.step == config.steps_per_stage:
+                    done = np.asarray(report.state.frozen | ecmh.has_ended(report.state, config))
+                    is_last = report.stage == config.num_stages
+                    if is_last or not config.refine_finished:
                         yield history.take_rows(report.state, done | is_last)
 
 
 def _prompt_texts(config: SampleConfig) -> tuple[str, ...]:
     if config.prompt and config.prompts_file:
         raise ValueError("--prompt and --prompts_file are both given; expected one of them")
+    if not config.sampler:
+        raise ValueError(f"--sampler is empty; expected some of {', '.join(SAMPLERS)}")
     if config.num_chains < 1 or config.num_slots < 1:
         raise ValueError(
             f"--num_chains={config.num_chains} --num_slots={config.num_slots}; expected at least 1"

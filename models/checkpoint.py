@@ -47,7 +47,7 @@ class Piece(NamedTuple):
     shape: tuple[int, ...]
 
 
-# leaf of the tree -> the stored tensors that are stacked along the rows to make it
+# leaf of the tree -> the stored tensors whose outputs are put side by side to make it
 _LAYER_LEAVES = {
     "attention_norm": ("attention_norm",),
     "query_key_value": ("query", "key", "value"),
@@ -154,15 +154,19 @@ def read_parameters(
       dtype: dtype of every leaf.
 
     Returns:
-      Nested dict of NumPy arrays that own their memory.
+      Nested dict of NumPy arrays that own their memory. A layer's projections are turned to
+      ``[inputs, outputs]``; embedding and head keep a row a token.
     """
     params: dict[str, Any] = {}
     for path, pieces in _leaves(config, names):
-        rows = sum(piece.shape[0] for piece in pieces)
-        leaf = np.empty((rows, *pieces[0].shape[1:]), dtype)
+        outputs = sum(piece.shape[0] for piece in pieces)
+        is_projection = len(path) == 2 and len(pieces[0].shape) == 2
+        rest = pieces[0].shape[1:]
+        leaf = np.empty((*rest, outputs) if is_projection else (outputs, *rest), dtype)
+        by_output = leaf.T if is_projection else leaf
         start = 0
         for piece in pieces:
-            leaf[start : start + piece.shape[0]] = read(piece)
+            by_output[start : start + piece.shape[0]] = read(piece)
             start += piece.shape[0]
         branch = params
         for key in path[:-1]:

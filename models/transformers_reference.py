@@ -47,18 +47,18 @@ def _their_names(config: TransformerConfig, params: dict[str, Any]) -> dict[str,
     for layer in range(config.num_layers):
         leaves, prefix = params[f"layer_{layer}"], f"model.layers.{layer}"
         queries, keys, values = np.split(
-            np.asarray(leaves["query_key_value"]), [query_rows, query_rows + key_rows]
+            np.asarray(leaves["query_key_value"]).T, [query_rows, query_rows + key_rows]
         )
-        gate, up = np.split(np.asarray(leaves["gate_up"]), 2)
+        gate, up = np.split(np.asarray(leaves["gate_up"]).T, 2)
         state |= {
             f"{prefix}.input_layernorm.weight": leaves["attention_norm"],
             f"{prefix}.self_attn.q_proj.weight": queries,
             f"{prefix}.self_attn.k_proj.weight": keys,
             f"{prefix}.self_attn.v_proj.weight": values,
-            f"{prefix}.self_attn.o_proj.weight": leaves["attention_output"],
+            f"{prefix}.self_attn.o_proj.weight": leaves["attention_output"].T,
             f"{prefix}.post_attention_layernorm.weight": leaves["feed_forward_norm"],
             f"{prefix}.mlp.gate_proj.weight": gate,
             f"{prefix}.mlp.up_proj.weight": up,
-            f"{prefix}.mlp.down_proj.weight": leaves["down"],
+            f"{prefix}.mlp.down_proj.weight": leaves["down"].T,
         }
     return state

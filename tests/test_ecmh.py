@@ -61,8 +61,11 @@ CASES = [
 ]
 
 
-def excess(case: Case, num_steps: int, seed: int = 0) -> float:
-    """Largest |frequency - probability| beyond 7 standard errors + 0.003, after ``num_steps``."""
+def excess(case: Case, seed: int = 0) -> float:
+    """Largest |frequency - probability| beyond 7 standard errors + 0.003.
+
+    After one step, and after three, because what a step leaves behind must serve the next.
+    """
     model = case.model()
     config = toy_chains.toy_config(
         model,
@@ -77,37 +80,37 @@ def excess(case: Case, num_steps: int, seed: int = 0) -> float:
     tuning = make_tuning(
         len(starts), case.power, case.proposal_temperature, case.cut_power, case.uniform_mix
     )
+    transitions = oracle.transition_matrix(
+        model,
+        model.horizon,
+        case.power,
+        case.cut_power,
+        case.uniform_mix,
+        case.proposal_temperature,
+        case.top_k,
+        cut_first_token=case.cut_first_token,
+    )
     language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
     kernel = jax.jit(ecmh.build_kernel(language_model, config))
     state = toy_chains.state_on(model, space, starts, config, tuning)
-    for _ in range(num_steps):
+    largest = -np.inf
+    for step in (1, 2, 3):
         state, _ = kernel(jax.random.key(seed), state, params, tuning)
-    ends = toy_chains.rows_of(state.trace, space)
-    if (ends < 0).any():  # a trace that no stage target knows
-        return np.inf
-    counts = np.zeros((num_states, num_states))
-    np.add.at(counts, (starts, ends), 1)
-    expected = np.linalg.matrix_power(
-        oracle.transition_matrix(
-            model,
-            model.horizon,
-            case.power,
-            case.cut_power,
-            case.uniform_mix,
-            case.proposal_temperature,
-            case.top_k,
-            cut_first_token=case.cut_first_token,
-        ),
-        num_steps,
-    )
-    standard_error = np.sqrt(expected * (1 - expected) / DRAWS)
-    return float((np.abs(counts / DRAWS - expected) - 7 * standard_error - 0.003).max())
+        ends = toy_chains.rows_of(state.trace, space)
+        if (ends < 0).any():  # a trace that no stage target knows
+            return np.inf
+        counts = np.zeros((num_states, num_states))
+        np.add.at(counts, (starts, ends), 1)
+        expected = np.linalg.matrix_power(transitions, step)
+        standard_error = np.sqrt(expected * (1 - expected) / DRAWS)
+        beyond = np.abs(counts / DRAWS - expected) - 7 * standard_error - 0.003
+        largest = max(largest, float(beyond.max()))
+    return largest
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"model{case.seed}")
 def test_kernel_has_the_enumerated_transitions(case):
-    assert excess(case, num_steps=1) < 0
-    assert excess(case, num_steps=3) < 0  # what a step leaves behind must serve the next
+    assert excess(case) < 0
 
 
 # Completions of many lengths, and a proposal law for which the ratio is not decided early: here
@@ -269,7 +272,7 @@ MUTANTS = {
 def test_mutant_is_killed(mutant, monkeypatch):
     mutant(monkeypatch)
     case = MUTANTS[mutant]
-    assert any(excess(case, num_steps) > 0 for num_steps in (1, 3))
+    assert excess(case) > 0
 
 
 @pytest.mark.parametrize("refine_finished", [False, True])
@@ -312,7 +315,7 @@ def test_schedule_has_the_enumerated_final_law(sampler, refine_finished):
 
 def test_total_variation_falls_to_the_noise_floor():
     model = random_toy_model(np.random.default_rng(33), 3, 5, eos_boost=-2.0)
-    num_chains = 20_000
+    num_chains = 10_000
     language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
     prompts, lengths = toy_chains.toy_prompts(num_chains)
     space = enumeration.state_space(model, model.horizon)

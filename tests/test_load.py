@@ -48,7 +48,7 @@ def test_dtype_by_default(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "tiny.gguf")
     loaded = load.load_model(path)
     assert loaded.dtype == jnp.float32
-    assert loaded.language_model.init_cache(1, 2)[0].keys.dtype == jnp.float32
+    assert loaded.language_model.init_cache(1, 2)[0].keys[0].dtype == jnp.float32
     monkeypatch.setattr(load.jax, "default_backend", lambda: "gpu")
     assert load.load_model(path).params["final_norm"].dtype == jnp.bfloat16
 

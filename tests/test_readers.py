@@ -41,11 +41,11 @@ def test_tree_and_metadata_of_a_folder(folder):
         loaded.params["layer_1"]["query_key_value"],
         np.concatenate(
             [weights[f"{layer}.self_attn.{part}_proj.weight"] for part in ("q", "k", "v")]
-        ),
+        ).T,
     )
     np.testing.assert_array_equal(
         loaded.params["layer_1"]["gate_up"],
-        np.concatenate([weights[f"{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up")]),
+        np.concatenate([weights[f"{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up")]).T,
     )
     np.testing.assert_array_equal(loaded.params["head"], weights["lm_head.weight"])
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.params))

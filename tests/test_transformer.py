@@ -57,11 +57,11 @@ def random_params(config: TransformerConfig, seed: int = 0) -> dict[str, Any]:
     for layer in range(config.num_layers):
         params[f"layer_{layer}"] = {
             "attention_norm": normal(width),
-            "query_key_value": normal(query_rows + 2 * key_rows, width),
-            "attention_output": normal(width, query_rows),
+            "query_key_value": normal(width, query_rows + 2 * key_rows),
+            "attention_output": normal(query_rows, width),
             "feed_forward_norm": normal(width),
-            "gate_up": normal(2 * inner, width),
-            "down": normal(width, inner),
+            "gate_up": normal(width, 2 * inner),
+            "down": normal(inner, width),
         }
     return params
 
@@ -199,13 +199,26 @@ def test_no_gradient_flows_to_later_tokens():
         assert (gradient[length:] == 0).all()
 
 
+@pytest.fixture
+def blocks_for_small_batches(monkeypatch):
+    """Splits the cache of a batch that is too small for it otherwise."""
+    monkeypatch.setattr(attention, "_LEAST_BATCH", 1)
+
+
+def test_small_batches_have_one_block():
+    assert attention.block_sizes(3, 1100) == (1100,)
+    assert attention.block_sizes(64, 320) == (128, 128, 64)
+
+
+@pytest.mark.usefixtures("blocks_for_small_batches")
 def test_decoding_reads_no_slot_after_its_own():
     params, model = random_params(CONFIG), build_language_model(CONFIG, jnp.float32)
     prompt, lengths = jnp.asarray(TOKENS[:, :5], jnp.int32), jnp.array([2, 5, 3], jnp.int32)
-    _, clean = jax.jit(model.prefill)(params, prompt, lengths, model.init_cache(3, 70))
+    _, clean = jax.jit(model.prefill)(params, prompt, lengths, model.init_cache(3, 140))
     stale = tuple(
         layer._replace(
-            keys=layer.keys.at[..., 5:].set(1e4), values=layer.values.at[:, :, 5:].set(7.0)
+            keys=(layer.keys[0].at[..., 5:].set(1e4), layer.keys[1] + 1e4),
+            values=(layer.values[0].at[:, :, 5:].set(7.0), layer.values[1] + 7.0),
         )
         for layer in clean
     )
@@ -226,9 +239,10 @@ def test_decoding_a_token_again_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, once, twice)
 
 
-NUM_SLOTS = [5, 64, 70, 128, 150]  # below, at and between multiples of the block
+NUM_SLOTS = [5, 128, 150, 257, 1100]  # one block, full blocks, a short last one, large ones
 
 
+@pytest.mark.usefixtures("blocks_for_small_batches")
 @pytest.mark.parametrize("num_slots", NUM_SLOTS)
 def test_windowed_attention_equals_softmax(num_slots):
     rng = np.random.default_rng(num_slots)
@@ -242,14 +256,21 @@ def test_windowed_attention_equals_softmax(num_slots):
                 scores = queries[row, head] @ keys[row, head // 3, :, : last + 1] / 2.0
                 weights = np.exp(scores - scores.max())
                 expected[row, head] = weights @ values[row, head // 3, : last + 1] / weights.sum()
+        sizes = attention.block_sizes(3, num_slots)
+        assert sum(sizes) == num_slots
+        ends = np.cumsum(sizes)[:-1]
         found = jax.jit(attention.decode_attention)(
-            queries, keys, values, jnp.array(positions, jnp.int32)
+            queries,
+            tuple(np.split(keys, ends, axis=3)),
+            tuple(np.split(values, ends, axis=2)),
+            jnp.array(positions, jnp.int32),
         )
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.usefixtures("blocks_for_small_batches")
 def test_a_row_does_not_depend_on_its_neighbours_positions():
-    num_slots = 210
+    num_slots = 300
     params, model = random_params(CONFIG), build_language_model(CONFIG, jnp.float32)
     rng = np.random.default_rng(1)
     cache = jax.tree.map(
@@ -264,9 +285,9 @@ def test_a_row_does_not_depend_on_its_neighbours_positions():
         )
         return [logits[0], *(leaf[0] for leaf in jax.tree.leaves(new_cache))]
 
-    for position in (0, 63, 64, 100, 208):
+    for position in (0, 127, 128, 200, 299):
         alone = first_row([position, 0, 0], [4, 4, 4])
-        for others in ([64, 3], [209, 127], [20, 209]):
+        for others in ([64, 3], [299, 127], [20, 256]):
             beside = first_row([position, *others], [4, 9, 2])
             for left, right in zip(alone, beside, strict=True):
                 np.testing.assert_array_equal(left, right)
