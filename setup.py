@@ -33,6 +33,6 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "parity": PARITY,
-        "dev": ["build", "pyright", "pytest>=8", "pytest-xdist", "ruff", *PARITY],
+        "dev": ["build", "pyright[nodejs]", "pytest>=8", "pytest-xdist", "ruff", *PARITY],
     },
 )

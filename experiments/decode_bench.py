@@ -1,8 +1,10 @@
 """Decode speed against what else is there and against the machine's own ceiling, in one run."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import importlib.util
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from ecmh_jax import token_law
 from models.load import LoadedModel
 
 PROMPT_TOKENS = 32
-_BANDWIDTH_BYTES = 1 << 29
+_COPY_BYTES = 1 << 29
 _MATMUL_SIZE = 2048
 
 
@@ -54,7 +56,8 @@ def run_decode_bench(
     """
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     products = _matrix_elements(model)
-    bandwidth = _copy_bandwidth(config.repeats)
+    on_cpu = jax.default_backend() == "cpu"
+    bandwidth = (_copy_bandwidth if on_cpu else _device_copy_bandwidth)(config.repeats)
     matmul_rate = _matmul_rate(model.dtype, config.repeats)
     report(
         f"weights {weight_bytes / 1e6:.0f} MB, copy {bandwidth / 1e9:.1f} GB/s, "
@@ -124,15 +127,26 @@ def _matrix_elements(model: LoadedModel) -> int:
 
 
 def _copy_bandwidth(repeats: int) -> float:
-    """Bytes read and written by second while streaming through half a gigabyte, in place."""
-    stream = jax.jit(lambda values: values + 1.0, donate_argnums=0)
-    values = stream(jnp.zeros((_BANDWIDTH_BYTES // 4,), jnp.float32))
-    seconds = []
-    for _ in range(repeats + 4):
-        started = time.perf_counter()
-        values = jax.block_until_ready(stream(values))
-        seconds.append(time.perf_counter() - started)
-    return 2 * _BANDWIDTH_BYTES / min(seconds)
+    """Bytes copied by second from one array to another, by all cores; on the host."""
+    cores = os.cpu_count() or 1
+    sources = np.array_split(np.ones(_COPY_BYTES // 4, np.float32), cores)
+    targets = np.array_split(np.zeros(_COPY_BYTES // 4, np.float32), cores)
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+
+        def copy() -> float:
+            started = time.perf_counter()
+            list(pool.map(np.copyto, targets, sources))
+            return time.perf_counter() - started
+
+        return _COPY_BYTES / _best(copy, repeats + 4)
+
+
+def _device_copy_bandwidth(repeats: int) -> float:
+    """Bytes copied by second in an accelerator's own memory."""
+    source = jnp.ones((_COPY_BYTES // 4,), jnp.float32)
+    copy = jax.jit(lambda values: values + 1.0)
+    _seconds(lambda: copy(source))
+    return _COPY_BYTES / _best(lambda: _seconds(lambda: copy(source)), repeats + 4)
 
 
 def _matmul_rate(dtype: np.dtype, repeats: int) -> float:

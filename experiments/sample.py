@@ -55,7 +55,7 @@ class SampleConfig:
     num_slots: int = setting(32, "Largest batch of chains; lower it if memory runs out.")
     max_new_tokens: int = setting(64, "Longest completion.")
     num_stages: int = setting(4, "Stages; must divide max_new_tokens. The paper has 16.")
-    steps_per_stage: int = setting(5, "Metropolis-Hastings steps a stage. The paper has 10.")
+    steps_per_stage: int = setting(4, "Metropolis-Hastings steps a stage. The paper has 10.")
     refine_finished: bool = setting(
         False, "Keep refining chains that have ended: what makes the final law p^power."
     )

@@ -474,7 +474,13 @@ ONE_TOKEN = dataclasses.replace(
     CONFIG, prompt_length=1, max_new_tokens=1, num_stages=1, steps_per_stage=1, eos_ids=(EOS, 0, 6)
 )
 FULL_PROMPT = dataclasses.replace(
-    CONFIG, prompt_length=5, max_new_tokens=3, num_stages=3, eos_ids=(), top_k=None
+    CONFIG,
+    prompt_length=5,
+    max_new_tokens=3,
+    num_stages=3,
+    steps_per_stage=0,
+    eos_ids=(),
+    top_k=None,
 )
 
 

@@ -17,16 +17,17 @@ INVERSE_TEMPERATURES = np.array([4.0, 0.7, 1.0], np.float32)
 
 
 def draw(logits, uniforms, power=4.0, inverse_temperature=4.0, excluded=-1, top_k=None):
-    """``draw_token`` with scalars spread over the rows."""
+    """``draw_token`` of NumPy arrays, with scalars spread over the rows."""
     rows = np.ones(len(logits), np.float32)
-    return draw_token(
-        jnp.asarray(logits),
-        jnp.asarray(uniforms, jnp.float32),
-        jnp.asarray(power * rows, jnp.float32),
-        jnp.asarray(inverse_temperature * rows, jnp.float32),
-        jnp.asarray(excluded * rows, jnp.int32),
+    drawn = draw_token(
+        logits,
+        np.asarray(uniforms, np.float32),
+        power * rows,
+        inverse_temperature * rows,
+        (excluded * rows).astype(np.int32),
         top_k=top_k,
     )
+    return jax.tree.map(np.asarray, drawn)
 
 
 def random_uniforms(rng, num_rows):
@@ -66,7 +67,7 @@ def test_statistics_are_those_of_the_reference(vocabulary_size, top_k):
         assert drawn.token.dtype == jnp.int32
         for name in ("log_prob", "log_q", "log_weight", "entropy"):
             assert getattr(drawn, name).dtype == jnp.float32
-        at_token = (np.arange(3), np.asarray(drawn.token))
+        at_token = (np.arange(3), drawn.token)
         assert np.all(p[at_token] > 0)
         np.testing.assert_allclose(drawn.log_prob, np.log(p[at_token]), rtol=2e-6, atol=2e-5)
         np.testing.assert_allclose(drawn.log_q, np.log(q[at_token]), rtol=2e-6, atol=4e-5)
@@ -83,7 +84,7 @@ def test_weight_is_the_normaliser_whatever_token_is_drawn(top_k):
         drawn = draw(logits, random_uniforms(rng, 512), power, power, -1, top_k)
         p = enumeration.truncated_law(logits[:1].astype(np.float64), top_k)[0]
         assert len(np.unique(drawn.token)) > 4
-        assert len(np.unique(np.asarray(drawn.log_weight))) == 1
+        assert len(np.unique(drawn.log_weight)) == 1
         np.testing.assert_allclose(drawn.log_weight[0], np.log(np.sum(p**power)), rtol=1e-5)
 
 
@@ -102,8 +103,8 @@ def test_top_k_is_that_of_the_whole_vocabulary_ties_included(vocabulary_size):
                     rng.choice(levels[:3], vocabulary_size, p=[0.1, 0.899, 0.001]),
                 ]
             )
-            kept, token_ids, maximum = top_k_logits(logits, top_k=top_k)
-            expected, expected_ids = whole_top_k(logits, top_k)
+            kept, token_ids, maximum = map(np.asarray, top_k_logits(logits, top_k=top_k))
+            expected, expected_ids = map(np.asarray, whole_top_k(logits, top_k))
             np.testing.assert_array_equal(kept, expected)
             np.testing.assert_array_equal(token_ids, expected_ids)
             np.testing.assert_array_equal(maximum, logits.max(axis=-1))
@@ -146,7 +147,7 @@ def test_law_of_a_draw_is_q_without_the_excluded_token(top_k, inverse_temperatur
         np.testing.assert_allclose(frequency, expected, atol=1.01 / num_draws)
         assert not frequency[expected == 0].any()
         assert np.isfinite(drawn.entropy).all()
-        np.testing.assert_allclose(drawn.log_q, np.log(q[0, np.asarray(drawn.token)]), atol=1e-4)
+        np.testing.assert_allclose(drawn.log_q, np.log(q[0, drawn.token]), atol=1e-4)
 
 
 @pytest.mark.parametrize("top_k", [None, 130])
@@ -211,7 +212,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(top_k):
     np.testing.assert_array_equal(drawn.finite, fine)
     assert 0 <= int(drawn.token.min()) <= int(drawn.token.max()) < 200
     for value, expected in zip(drawn, clean, strict=True):
-        np.testing.assert_array_equal(np.asarray(value)[fine], np.asarray(expected)[fine])
+        np.testing.assert_array_equal(value[fine], expected[fine])
 
 
 def test_bounded_weights_are_never_positive():
@@ -238,6 +239,6 @@ def test_weights_outside_of_the_bounded_range_are_not_clamped():
     assert not token_law.weights_are_bounded(power, inverse_temperature).any()
     drawn = draw(logits, [[0.0, 0.0], [0.0, 0.0], [0.9999, 0.0]], power, inverse_temperature)
     log_weight = reference(logits, power, inverse_temperature, None)[2]
-    expected = log_weight[np.arange(3), np.asarray(drawn.token)]
+    expected = log_weight[np.arange(3), drawn.token]
     np.testing.assert_allclose(drawn.log_weight, expected, atol=1e-5)
     assert (expected > 0.1).any()

@@ -1,0 +1,99 @@
+"""``experiments.bench``: that it measures what it says, not how fast."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from experiments import bench, decode_bench
+from experiments.bench import BenchConfig
+from models.load import load_model
+from tests import tiny_checkpoints
+
+HAS_REFERENCE = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return str(tiny_checkpoints.write_huggingface(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(autouse=True)
+def _little_to_measure(monkeypatch):
+    monkeypatch.setattr(decode_bench, "_COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(decode_bench, "_MATMUL_SIZE", 32)
+
+
+@pytest.fixture
+def config(model_folder, tmp_path):
+    return BenchConfig(
+        model=model_folder,
+        batch_sizes=("1", "3"),
+        num_slots=40,
+        top_k=20,
+        repeats=1,
+        reference=False,
+        output=str(tmp_path / "figures.json"),
+    )
+
+
+def test_figures_and_their_file(config, capsys):
+    result = bench.run_bench(config)
+    with open(config.output, encoding="utf-8") as file:
+        written = json.load(file)
+    assert written["rows"] == result["rows"]
+    assert written["machine"]["platform"] == "cpu"
+    assert [row["batch_size"] for row in result["rows"]] == [1, 3]
+    for row in result["rows"]:
+        assert row["tokens_per_second"] == pytest.approx(row["batch_size"] / row["step_seconds"])
+        assert row["share_of_ceiling"] == pytest.approx(
+            row["tokens_per_second"] / row["ceiling_tokens_per_second"]
+        )
+        assert "ratio_to_reference" not in row
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3
+    assert "copy" in printed[0]
+    assert "token law" in printed[2]
+
+
+@pytest.mark.skipif(not HAS_REFERENCE, reason="needs the extra parity")
+def test_reference_is_timed_where_it_is_installed(config):
+    (row,) = bench.run_bench(
+        dataclasses.replace(config, batch_sizes=("2",), reference=True, output=None)
+    )["rows"]
+    assert row["ratio_to_reference"] == pytest.approx(
+        row["tokens_per_second"] / row["reference_tokens_per_second"]
+    )
+
+
+def test_products_of_a_step_count_every_matrix_once(model_folder):
+    model = load_model(model_folder)
+    shape = model.config
+    heads = shape.num_heads * shape.head_size
+    keys = shape.num_kv_heads * shape.head_size
+    layer = shape.embedding_size * (2 * heads + 2 * keys + 3 * shape.feed_forward_size)
+    expected = shape.num_layers * layer + shape.vocabulary_size * shape.embedding_size
+    assert decode_bench._matrix_elements(model) == expected
+    tied = model._replace(
+        config=dataclasses.replace(shape, tied_head=True),
+        params={key: value for key, value in model.params.items() if key != "head"},
+    )
+    assert decode_bench._matrix_elements(tied) == expected
+    assert jax.tree.leaves(model.params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_sizes": ("1", "many")}, "--batch_sizes=1,many"),
+        ({"batch_sizes": ("0",)}, "--batch_sizes=0"),
+        ({"num_slots": 32}, "--num_slots=32"),
+        ({"repeats": 0}, "--repeats=0"),
+        ({"model": "nowhere"}, "--model=nowhere"),
+    ],
+)
+def test_bad_setting(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        bench.run_bench(dataclasses.replace(config, **changes))
