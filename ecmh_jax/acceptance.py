@@ -52,7 +52,8 @@ def begin(
       law: its cut law.
       log_cut_probability: log c(t|x).
       cut_slot: int32, slot of the cut t.
-      divergence_slot: int32, slot of the first divergence d, ``cut_slot <= d < T``.
+      divergence_slot: int32, slot of the first divergence d, ``cut_slot <= d < length``; a null
+        move has none, and its ratio is not used.
       length: int32, live slots of the current trace.
     """
     slots = jnp.arange(log_weight.shape[0])
@@ -72,11 +73,9 @@ def extend(
     log_weight: jax.Array,
     entropy: jax.Array,
     cut_power: jax.Array,
-    cuttable: jax.Array,
 ) -> RunningRatio:
-    """Adds the proposal's next token, given its log-weight and entropy."""
+    """Adds the proposal's next token, given its log-weight and entropy; it may always be cut."""
     added = cut_lib.log_cut_weight(entropy - ratio.entropy_before, cut_power)
-    added = jnp.where(cuttable, added, -jnp.inf)
     return ratio._replace(
         log_weight_sum=ratio.log_weight_sum + log_weight,
         log_cut_total=jnp.logaddexp(ratio.log_cut_total, added),

@@ -134,7 +134,8 @@ class Stats(NamedTuple):
       attempted: Metropolis-Hastings steps taken.
       accepted: steps whose proposal was accepted; a proposal equal to the current trace counts.
       null_moves: steps whose proposal was the current trace itself, found without the model.
-      decoded: tokens drawn from fresh logits, in extensions and in proposals: a chain's cost.
+      decoded: tokens drawn from fresh logits, in extensions and in proposals: a chain's cost;
+        with ``config.replay`` off, kept tokens are decoded again and count too.
       replayed: proposal tokens taken over from the current trace without the model.
       saved: slots below the horizon that proposals stopped by certain rejection never decoded: an
         upper bound on the tokens saved, since a proposal may end before its horizon.
@@ -153,7 +154,8 @@ class State(NamedTuple):
 
     Attributes:
       trace: the chains' current traces.
-      cache: the model's cache, holding slots ``0..length-2`` of each current trace at least.
+      cache: the model's cache, holding slots ``0..length-2`` of each current trace; what lies
+        beyond is never read.
       prompt_length: [B] int32, live prompt tokens.
       prompt_id: [B] int32 and
       chain_id: [B] int32: who the chain is; with the run's key they determine all its draws.

@@ -20,8 +20,10 @@ def check_config(config: Config) -> None:
         ("steps_per_stage", 0),
     ):
         value = getattr(config, name)
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected at least {least}")
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+    if not isinstance(config.eos_ids, tuple):
+        raise ValueError(f"eos_ids is {config.eos_ids!r}; expected a tuple of token ids")
     if config.max_new_tokens % config.num_stages:
         raise ValueError(
             f"num_stages is {config.num_stages}; expected a divisor of max_new_tokens, "
@@ -80,6 +82,9 @@ def check_integers(name: str, values, num_chains: int) -> None:
             f"{name} are {values.dtype} of shape {values.shape}; expected integers of shape "
             f"({num_chains},), one a chain"
         )
+    limits = np.iinfo(np.int32)
+    if values.min() < limits.min or values.max() > limits.max:
+        raise ValueError(f"{name} hold {values.min()}..{values.max()}; expected 32-bit integers")
 
 
 def check_prompts(prompts, prompt_lengths, config: Config, vocabulary_size: int) -> None:
@@ -104,7 +109,8 @@ def check_prompts(prompts, prompt_lengths, config: Config, vocabulary_size: int)
 def check_tuning(tuning: Tuning, num_chains: int) -> None:
     """Raises ValueError unless every field is a float32 array with one number a chain."""
     for name, value in tuning._asdict().items():
-        if value.shape != (num_chains,) or value.dtype != jnp.float32:
+        value = np.asarray(value)
+        if value.shape != (num_chains,) or value.dtype != np.float32:
             raise ValueError(
                 f"tuning.{name} is {value.dtype}{list(value.shape)}; expected "
                 f"float32[{num_chains}]: build it with make_tuning({num_chains})"

@@ -1,7 +1,8 @@
 """The only place that compiles and donates. Everything else runs under ``jax.disable_jit()``.
 
 The model and the configuration are static: one program for each pair of them and batch shape,
-whatever the weights and the tuning. A state that is passed to ``extend`` or ``kernel`` is consumed.
+whatever the weights and the tuning. A model is known by its functions' identity: build it once.
+A state that is passed to ``extend`` or ``kernel`` is consumed.
 """
 
 import functools

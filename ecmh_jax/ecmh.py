@@ -102,12 +102,12 @@ def build_extend(model: LanguageModel, config: Config):
             tuning,
             _step_keys(rng_key, state),
             state.trace,
+            jnp.full_like(state.step, -1),
             state.prompt_length,
             _horizon(state, config),
             suffix.Suffix(
                 trace=state.trace,
                 cache=state.cache,
-                coupled=jnp.zeros_like(ended),
                 done=frozen | ended,
                 hopeless=jnp.zeros_like(ended),
                 finite=jnp.ones_like(ended),
@@ -131,6 +131,7 @@ def build_extend(model: LanguageModel, config: Config):
 def build_kernel(model: LanguageModel, config: Config):
     """Returns ``kernel(rng_key, state, params, tuning) -> (state, info)``: one step of every chain.
 
+    A reference, simple before fast: it decodes into a copy of the cache and selects by rows.
     The kernel leaves p^power on the completions of the state's stage invariant: it is reversible,
     with A the ratio of ``acceptance``. ``rng_key`` is the run's scalar key, the same at every step:
     the state says which draws are due.
@@ -158,12 +159,12 @@ def build_kernel(model: LanguageModel, config: Config):
             tuning,
             keys,
             current,
+            divergence,
             state.prompt_length,
             _horizon(state, config),
             suffix.Suffix(
                 trace=current._replace(length=jnp.where(redraws, start, current.length)),
                 cache=state.cache,
-                coupled=jnp.ones_like(active),
                 done=~redraws,
                 hopeless=jnp.zeros_like(active),
                 finite=jnp.ones_like(active),
@@ -179,10 +180,9 @@ def build_kernel(model: LanguageModel, config: Config):
         moved = accepted & diverges
         failed = ~proposal.finite
         replayed = divergence - cut_slot if config.replay else jnp.zeros_like(cut_slot)
-        unused = _horizon(state, config) - proposal.trace.length
-        stopped = proposal.hopeless & ~suffix.is_eos(
-            suffix.last_token(proposal.trace), config.eos_ids
-        )
+        saved = _horizon(state, config) - proposal.trace.length
+        ended = suffix.is_eos(suffix.last_token(proposal.trace), config.eos_ids)
+        stopped_early = proposal.hopeless & ~ended & config.early_rejection
         stats = state.stats
         new_state = state._replace(
             trace=_keep_live(_select(moved, proposal.trace, current), config),
@@ -195,7 +195,7 @@ def build_kernel(model: LanguageModel, config: Config):
                 null_moves=stats.null_moves + (active & ~diverges),
                 decoded=stats.decoded + proposal.decoded,
                 replayed=stats.replayed + jnp.where(active, replayed, 0),
-                saved=stats.saved + jnp.where(stopped, unused, 0),
+                saved=stats.saved + jnp.where(stopped_early, saved, 0),
             ),
         )
         info = Info(

@@ -21,7 +21,6 @@ class Suffix(NamedTuple):
     Attributes:
       trace: the new trace so far; beyond ``trace.length`` it still holds the current trace.
       cache: the model's cache, holding slots ``0..trace.length-2`` of the new trace.
-      coupled: bool, the new trace has not left the current one.
       done: bool.
       hopeless: bool, rejection is certain.
       finite: bool, no logit was NaN or infinite.
@@ -32,7 +31,6 @@ class Suffix(NamedTuple):
 
     trace: Trace
     cache: Cache
-    coupled: jax.Array
     done: jax.Array
     hopeless: jax.Array
     finite: jax.Array
@@ -79,6 +77,7 @@ def draw_suffix(
     tuning: Tuning,
     keys: jax.Array,
     current: Trace,
+    divergence: jax.Array,
     prompt_length: jax.Array,
     horizon: jax.Array,
     suffix: Suffix,
@@ -93,6 +92,8 @@ def draw_suffix(
       tuning: per-chain numbers.
       keys: [B] step keys.
       current: the traces that the draws are coupled to.
+      divergence: [B] int32, slot from ``first_divergence``: earlier tokens stay, this one may not
+        be drawn again, later ones are free; -1 where nothing is coupled.
       prompt_length: [B] int32.
       horizon: [B] int32, slots that a trace may fill at most.
       suffix: where to start: ``suffix.trace.length`` is the first slot to draw.
@@ -113,20 +114,20 @@ def draw_suffix(
         def stored(values):
             return values[rows, slot]
 
-        coupled = suffix.coupled & (slot < current.length)
+        stays = slot < divergence
+        leaves = (slot == divergence) & (slot < current.length)
         kept_token = stored(current.tokens)
-        stays = coupled & (random_keys.stay_uniform(keys, slot) < jnp.exp(stored(current.log_q)))
         draw = token_law.draw_token(
             logits,
             random_keys.token_uniforms(keys, slot),
             tuning.power,
             tuning.inverse_temperature,
-            jnp.where(coupled, kept_token, -1),
+            jnp.where(leaves, kept_token, -1),
             config.top_k,
         )
         token = jnp.where(stays, kept_token, draw.token)
         # The entropy belongs to the prefix: both traces must use the very same number.
-        entropy = jnp.where(coupled, stored(current.entropy), draw.entropy)
+        entropy = jnp.where(stays | leaves, stored(current.entropy), draw.entropy)
         live = ~suffix.done & draw.finite
         diverged = live & ~stays
 
@@ -147,7 +148,6 @@ def draw_suffix(
             draw.log_weight,
             entropy,
             tuning.cut_power,
-            cut.is_cuttable(slot, prompt_length, trace.length, config.cut_first_token),
         )
         ratio = jax.tree.map(lambda new, old: jnp.where(diverged, new, old), extended, suffix.ratio)
         log_ratio = jax.vmap(acceptance.log_ratio)(
@@ -162,7 +162,6 @@ def draw_suffix(
         return Suffix(
             trace=trace,
             cache=cache,
-            coupled=coupled & stays,
             done=done | hopeless if config.early_rejection else done,
             hopeless=hopeless,
             # Logits beyond a certain rejection decide nothing, so they cannot fail the chain.

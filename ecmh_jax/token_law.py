@@ -156,12 +156,11 @@ def invert_distribution(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 
     Args:
       weights: [B, K] float32 >= 0; need not sum to 1. An index without weight is never returned
-        unless none has any, which gives 0.
+        unless none has any.
       uniform: [B] float32 in [0, 1).
     """
     cumulated = jnp.cumsum(weights, axis=-1)
     total = cumulated[:, -1:]
-    threshold = jnp.minimum(uniform[:, None] * total, jnp.nextafter(total, jnp.zeros_like(total)))
-    passed = (cumulated > threshold) & (weights > 0)
+    passed = (cumulated > uniform[:, None] * total) & (weights > 0)
     # A parallel cumulative sum may dip by a rounding error; the heaviest index is then as good.
     return jnp.where(passed.any(axis=-1), passed.argmax(axis=-1), weights.argmax(axis=-1))

@@ -50,12 +50,16 @@ def make_tuning(
     if proposal_temperature is None:
         inverse_temperature = power
     else:
-        inverse_temperature = 1.0 / as_array(
+        as_array(
             "proposal_temperature",
             proposal_temperature,
             lambda value: value >= _LEAST_TEMPERATURE,
             f"a number > 0, at least {_LEAST_TEMPERATURE}",
         )
+        # In float64: rounded twice, 1/tau would often miss power by a bit, and with it the range of
+        # certain rejection.
+        exact = 1.0 / np.asarray(proposal_temperature, np.float64)
+        inverse_temperature = np.broadcast_to(exact.astype(np.float32), (num_chains,))
     return Tuning(
         power=jnp.asarray(power),
         inverse_temperature=jnp.asarray(inverse_temperature),

@@ -8,11 +8,10 @@ import platform
 from typing import Any
 
 import jax
-from absl import app
 
 import ecmh_jax
 from experiments import decode_bench
-from experiments.launch import define_flags, run_main, setting
+from experiments.launch import setting, start
 from models.load import DTYPES, load_model
 
 
@@ -31,9 +30,6 @@ class BenchConfig:
     repeats: int = setting(2, "Runs of each figure; the best counts, as others share the machine.")
     reference: bool = setting(True, "Time transformers too, where it is installed.")
     output: str | None = setting(None, "JSON file for the figures.")
-
-
-_read_flags = define_flags(BenchConfig)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -85,15 +81,11 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     return result
 
 
-def _launch() -> int:
-    run_bench(_read_flags())
+def main(config: BenchConfig) -> int:
+    """Runs the benchmark; returns the exit status."""
+    run_bench(config)
     return 0
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the benchmark on its flags."""
-    run_main(arguments, _launch)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(BenchConfig, main)

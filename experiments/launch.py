@@ -73,6 +73,23 @@ def _define_flag(field: dataclasses.Field, kind: Any) -> flags.FlagHolder:
     return _DEFINE[kind](field.name, default, help_text)
 
 
+def start(config_class: type[ConfigType], work: Callable[[ConfigType], int]) -> None:
+    """Defines the flags, parses them and runs ``work`` on the settings; does not return.
+
+    Flags are defined here and not at import, so that one process may import several launchers.
+
+    Args:
+      config_class: the frozen dataclass of the settings.
+      work: does the work and returns the exit status.
+    """
+    read_flags = define_flags(config_class)
+
+    def main(arguments: list[str]) -> None:
+        run_main(arguments, lambda: work(read_flags()))
+
+    app.run(main)
+
+
 def run_main(arguments: Sequence[str], launch: Callable[[], int]) -> None:
     """Runs a launcher: keeps compiled programs between starts, and turns errors into one line.
 

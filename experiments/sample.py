@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from ecmh_jax import SAMPLERS, Config, Tuning, checks, ecmh, make_tuning, sampling
 from experiments import chains as chains_lib
 from experiments import prompts as prompts_lib
 from experiments import summaries, text_report
-from experiments.launch import define_flags, run_main, setting
+from experiments.launch import setting, start
 from experiments.run_folder import RunFolder
 from models.load import DTYPES, LoadedModel, load_model
 
@@ -63,9 +63,6 @@ class SampleConfig:
     early_rejection: bool = setting(True, "Stop proposals that can no longer be accepted.")
     seed: int = setting(0, "Seed of the run.")
     output_dir: str | None = setting(None, "Receives traces.jsonl, summary.json and flags.txt.")
-
-
-_read_flags = define_flags(SampleConfig)
 
 
 def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
@@ -203,17 +200,13 @@ def _tuning(config: SampleConfig, num_chains: int) -> Tuning:
     )
 
 
-def _launch() -> int:
+def main(config: SampleConfig) -> int:
+    """Runs the launcher and prints its report; returns the exit status."""
     started = time.perf_counter()
-    result = run_sample(_read_flags(), flags.FLAGS.flags_into_string())
+    result = run_sample(config, flags.FLAGS.flags_into_string())
     print(text_report.describe(result, seconds=time.perf_counter() - started))
     return 130 if result["interrupted"] else 0
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the launcher on its flags and prints the report."""
-    run_main(arguments, _launch)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    start(SampleConfig, main)

@@ -44,7 +44,6 @@ def running_ratios(
                 log_weight,
                 entropy,
                 cut_power,
-                cut.is_cuttable(slot, PROMPT_LENGTH, slot + 1, cut_first_token),
             )
             ratio = jax.tree.map(functools.partial(jnp.where, drawn), extended, ratio)
             num_cuts = cut.num_uniform_cuts(PROMPT_LENGTH, slot + 1, cut_first_token)

@@ -121,9 +121,13 @@ TELLING = Case(seed=6, power=2.0, proposal_temperature=0.4, eos_boost=-1.0)
 def capped_at_current_length(patch):
     original = suffix.draw_suffix
 
-    def draw(model, config, params, tuning, keys, current, prompt_length, horizon, *rest):
+    def draw(
+        model, config, params, tuning, keys, current, divergence, prompt_length, horizon, *rest
+    ):
         horizon = jnp.minimum(horizon, current.length)
-        return original(model, config, params, tuning, keys, current, prompt_length, horizon, *rest)
+        return original(
+            model, config, params, tuning, keys, current, divergence, prompt_length, horizon, *rest
+        )
 
     patch.setattr(suffix, "draw_suffix", draw)
 
@@ -145,8 +149,8 @@ def eos_masked_at_the_cut(patch):
     # The published sampler forbids end-of-sequence as the first token of a proposal.
     original = suffix.draw_suffix
 
-    def draw_suffix(model, config, params, tuning, keys, current, prompt_length, horizon, start, u):
-        first = start.trace.length
+    def draw_suffix(model, config, *arguments):
+        first = arguments[-2].trace.length
 
         def decode(params, tokens, positions, cache):
             logits, cache = model.decode(params, tokens, positions, cache)
@@ -154,9 +158,7 @@ def eos_masked_at_the_cut(patch):
             return jnp.where((positions == first - 1)[:, None], masked, logits), cache
 
         masking = model._replace(decode=decode)
-        return original(
-            masking, config, params, tuning, keys, current, prompt_length, horizon, start, u
-        )
+        return original(masking, config, *arguments)
 
     patch.setattr(suffix, "draw_suffix", draw_suffix)
 
