@@ -27,7 +27,7 @@ def test_scalars_and_arrays_give_the_same_tuning():
 
 @pytest.mark.parametrize("ids", [[0, 2**32, 1], [0, -(2**31) - 1, 1]])
 def test_ids_that_would_wrap_are_refused(ids):
-    with pytest.raises(ValueError, match="chain_ids hold .* expected 32-bit"):
+    with pytest.raises(ValueError, match=r"chain_ids hold .* expected 32-bit"):
         checks.check_integers("chain_ids", ids, 3)
 
 
