@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ecmh_jax
 from models import gguf_header, smollm2
 from models.chat_template import encode_chats
 from models.transformers_reference import to_transformers
@@ -130,3 +131,41 @@ def test_header_agrees_with_the_gguf_package():
         tensor.name: (tensor.data_offset, tensor.n_bytes, tuple(tensor.shape.tolist()[::-1]))
         for tensor in theirs.tensors
     } == {name: (info.offset, info.num_bytes, info.shape) for name, info in ours.tensors.items()}
+
+
+def test_a_chain_depends_neither_on_its_row_nor_on_its_neighbours(smollm2):
+    texts = ("The capital of France is", "One, two, three,", "def add(a, b):", "Water boils at")
+    encoded = [smollm2.tokenizer.encode(text) for text in texts]
+    prompts = np.zeros((4, 8), np.int32)
+    for row, ids in zip(prompts, encoded, strict=True):
+        row[: len(ids)] = ids
+    lengths = np.array([len(ids) for ids in encoded], np.int32)
+    config = ecmh_jax.Config(8, 8, num_stages=2, steps_per_stage=2, eos_ids=smollm2.eos_ids)
+
+    def completions(rows, chains):
+        """{(prompt, chain): tokens} of a batch of four."""
+        result = ecmh_jax.sample(
+            jax.random.key(5),
+            smollm2.language_model,
+            smollm2.params,
+            prompts[rows],
+            lengths[rows],
+            ecmh_jax.make_tuning(4),
+            config,
+            prompt_ids=np.array(rows),
+            chain_ids=np.array(chains),
+        )
+        return {
+            (prompt, chain): result.trace.tokens[row, lengths[prompt] : length].tolist()
+            for row, (prompt, chain, length) in enumerate(
+                zip(rows, chains, result.trace.length, strict=True)
+            )
+        }
+
+    first = completions([0, 1, 2, 3], [0, 0, 0, 0])
+    assert first == completions([0, 1, 2, 3], [0, 0, 0, 0])
+    moved = completions([3, 2, 1, 0], [0, 0, 0, 0])
+    assert moved == first
+    among_others = completions([0, 0, 0, 3], [7, 0, 1, 2])
+    assert among_others[0, 0] == first[0, 0]
+    assert len({tuple(tokens) for tokens in among_others.values()}) > 1
