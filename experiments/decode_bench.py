@@ -58,9 +58,11 @@ def run_decode_bench(
     products = _matrix_elements(model)
     on_cpu = jax.default_backend() == "cpu"
     bandwidth = (_copy_bandwidth if on_cpu else _device_copy_bandwidth)(config.repeats)
+    read_rate = _read_bandwidth(config.repeats)
     matmul_rate = _matmul_rate(model.dtype, config.repeats)
     report(
         f"weights {weight_bytes / 1e6:.0f} MB, copy {bandwidth / 1e9:.1f} GB/s, "
+        f"read {read_rate / 1e9:.1f} GB/s, "
         f"matmul {matmul_rate / 1e9:.0f} GFLOP/s"
     )
     reference = _load_reference(model) if config.reference else None
@@ -88,6 +90,7 @@ def run_decode_bench(
     return {
         "weight_bytes": weight_bytes,
         "copy_bandwidth": bandwidth,
+        "read_bandwidth": read_rate,
         "matmul_flops": matmul_rate,
         "rows": rows,
         "config": dataclasses.asdict(config),
@@ -147,6 +150,14 @@ def _device_copy_bandwidth(repeats: int) -> float:
     copy = jax.jit(lambda values: values + 1.0)
     _seconds(lambda: copy(source))
     return _COPY_BYTES / _best(lambda: _seconds(lambda: copy(source)), repeats + 4)
+
+
+def _read_bandwidth(repeats: int) -> float:
+    """Bytes read by second in a sum; decoding writes little, so this bounds it more closely."""
+    source = jnp.ones((_COPY_BYTES // 4,), jnp.float32)
+    total = jax.jit(jnp.sum)
+    _seconds(lambda: total(source))
+    return _COPY_BYTES / _best(lambda: _seconds(lambda: total(source)), repeats + 4)
 
 
 def _matmul_rate(dtype: np.dtype, repeats: int) -> float:
@@ -258,4 +269,5 @@ def _time_reference(
     num_steps = config.num_slots - PROMPT_TOKENS
     generate(1)
     first = generate(1)
-    return (generate(num_steps) - first) / (num_steps - 1)
+    whole = _best(lambda: generate(num_steps), config.repeats)
+    return (whole - first) / (num_steps - 1)

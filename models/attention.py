@@ -5,15 +5,15 @@ import jax.numpy as jnp
 
 _BLOCK_SLOTS = 128
 _MOST_BLOCKS = 8  # more would only make programs longer
-_LEAST_BATCH = 16  # below it, a branch costs more than reading the block
+_LEAST_BATCH = 16  # below it a cache is small; a choice, not a measured optimum
 
 
 def block_sizes(batch_size: int, num_slots: int) -> tuple[int, ...]:
     """Splits a cache's slots into blocks, each an array of its own.
 
     A CPU skips the blocks that no row has reached yet. Slicing one array instead would copy what
-    it reads, which costs more than the skipping saves. For a small batch, and on an accelerator, a
-    branch costs more than reading the block, and there is one block.
+    it reads. For a small batch there is little to skip, and on an accelerator a branch may have to
+    wait for the host (not measured yet): there, one block holds all.
     """
     if batch_size < _LEAST_BATCH or jax.default_backend() != "cpu":
         return (num_slots,)

@@ -184,6 +184,6 @@ class Transformer(nn.Module):
             new_cache.append(layer_cache)
         last = jnp.take_along_axis(stream, (lengths - 1)[:, None, None], axis=1)[:, 0]
         last = _rms_norm(last, final_norm, config.norm_epsilon)
-        # Tokens first: a CPU is a fifth faster at the tall product than at its transpose.
+        # Tokens first: alone, the tall product was 6-22 % faster on a CPU than its transpose.
         logits = jnp.einsum("vd,bd->vb", head, last, preferred_element_type=jnp.float32).T
         return logits, tuple(new_cache)
