@@ -28,7 +28,8 @@ class LanguageModel(NamedTuple):
     """A next-token law as three pure functions; the weights are an argument of each.
 
     Attributes:
-      init_cache: ``(batch_size, num_slots) -> cache``. Every leaf has the chain axis first.
+      init_cache: ``(batch_size, num_slots) -> cache``. Every leaf has the chain axis first, and
+        nothing else in the structure depends on ``batch_size``: rows move between caches.
       prefill: ``(params, tokens [B, P] int32, lengths [B] int32, cache) -> (logits, cache)``:
         writes the tokens into slots ``0..P-1`` and returns the logits ``[B, V]`` that follow each
         row's last live token. What it writes past ``lengths`` is overwritten before it is read.
@@ -62,6 +63,8 @@ class Config:
       replay: start a proposal's decoding at its first divergence from the current trace. Changes
         no token of any chain, only the work.
       early_rejection: stop a proposal once its rejection is certain. Changes no token of any chain.
+      work_ahead: let slots without a chain draw proposals that will be due if the one under way is
+        rejected. Changes no token of any chain; the engine alone asks.
     """
 
     prompt_length: int
@@ -75,6 +78,7 @@ class Config:
     cut_first_token: bool = True
     replay: bool = True
     early_rejection: bool = True
+    work_ahead: bool = True
 
     @property
     def num_slots(self) -> int:

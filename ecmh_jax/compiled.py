@@ -2,14 +2,14 @@
 
 The model and the configuration are static: one program for each pair of them and batch shape,
 whatever the weights and the tuning. A model is known by its functions' identity: build it once.
-A state that is passed to ``extend`` or ``kernel`` is consumed.
+A state that is passed to ``extend`` or ``kernel`` is consumed, and so are slots.
 """
 
 import functools
 
 import jax
 
-from ecmh_jax import ecmh
+from ecmh_jax import ecmh, engine
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))
@@ -44,3 +44,35 @@ def run(rng_key, params, prompts, prompt_lengths, prompt_ids, chain_ids, tuning,
         tuning,
         config,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def prefill(params, prompt, prompt_length, *, model, config):
+    """Compiled ``ecmh.prefill``."""
+    return ecmh.prefill(model, params, prompt, prompt_length, config)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_slots", "config"))
+def init_slots(*, model, num_slots, config):
+    """Compiled ``engine.init_slots``."""
+    return engine.init_slots(model, num_slots, config)
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("slots",))
+def admit(slots, arrivals, *, config):
+    """Compiled ``engine.build_admit``."""
+    return engine.build_admit(config)(slots, arrivals)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "config", "num_steps"), donate_argnames=("slots",)
+)
+def tick(rng_key, slots, params, helpers, *, model, config, num_steps):
+    """Compiled ``engine.build_tick``."""
+    return engine.build_tick(model, config, num_steps)(rng_key, slots, params, helpers)
+
+
+@jax.jit
+def collect(slots, row):
+    """Compiled ``engine.collect``."""
+    return engine.collect(slots, row)

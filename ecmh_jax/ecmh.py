@@ -18,18 +18,31 @@ engines are compared with, token for token.
 import jax
 import jax.numpy as jnp
 
-from ecmh_jax import acceptance, cut, random_keys, suffix, token_law
-from ecmh_jax.base import (
-    Config,
-    Info,
-    LanguageModel,
-    Params,
-    Result,
-    State,
-    Stats,
-    Trace,
-    Tuning,
-)
+from ecmh_jax import suffix, transition
+from ecmh_jax.base import Cache, Config, Info, LanguageModel, Params, Result, State, Tuning
+
+
+def prefill(model: LanguageModel, params: Params, prompt, prompt_length, config: Config) -> Cache:
+    """Returns the cache of one prompt, with a chain axis of 1.
+
+    One prompt at a time, because the last bits of a product move with its shape: a chain then has
+    the same cache however many others start beside it. The prompt's last slot is left out, since
+    every draw starts by decoding the token before it.
+
+    Args:
+      model: the language model.
+      params: its weights.
+      prompt: [P] int32, padded on the right.
+      prompt_length: int32, 1..P.
+      config: the run.
+    """
+    cache = model.init_cache(1, config.num_slots)
+    if config.prompt_length == 1:
+        return cache
+    # For a prompt of one token, slot 0 is written here and again by its first draw.
+    lengths = jnp.maximum(prompt_length - 1, 1)[None]
+    _, cache = model.prefill(params, prompt[None, :-1], lengths, cache)
+    return cache
 
 
 def init(
@@ -52,33 +65,14 @@ def init(
       chain_ids: [B] int32: identity of each chain, which determines its draws.
       config: the run.
     """
-    batch_size, num_slots = prompts.shape[0], config.num_slots
-    cache = model.init_cache(batch_size, num_slots)
-    # The logits are dropped: every draw starts by decoding the token before it.
-    _, cache = model.prefill(params, prompts, prompt_lengths, cache)
-    tokens = jnp.pad(prompts, ((0, 0), (0, config.max_new_tokens)), constant_values=config.pad_id)
-    live = jnp.arange(num_slots)[None] < prompt_lengths[:, None]
-    statistic = jnp.zeros((batch_size, num_slots), jnp.float32)
-    count = jnp.zeros((batch_size,), jnp.int32)
-    return State(
-        trace=Trace(
-            tokens=jnp.where(live, tokens, config.pad_id),
-            length=prompt_lengths,
-            log_prob=statistic,
-            log_q=statistic,
-            log_weight=statistic,
-            entropy=statistic,
-        ),
-        cache=cache,
-        prompt_length=prompt_lengths,
-        prompt_id=prompt_ids,
-        chain_id=chain_ids,
-        stage=count,
-        step=count,
-        frozen=jnp.zeros((batch_size,), bool),
-        finite=jnp.ones((batch_size,), bool),
-        stats=Stats(count, count, count, count, count, count),
-    )
+
+    def prefill_one(row):
+        prompt, prompt_length = row
+        return prefill(model, params, prompt, prompt_length, config)
+
+    caches = jax.lax.map(prefill_one, (prompts, prompt_lengths))
+    cache = jax.tree.map(lambda leaf: leaf[:, 0], caches)
+    return transition.empty_state(cache, prompts, prompt_lengths, prompt_ids, chain_ids, config)
 
 
 def build_extend(model: LanguageModel, config: Config):
@@ -89,41 +83,22 @@ def build_extend(model: LanguageModel, config: Config):
     """
 
     def extend(rng_key, state: State, params: Params, tuning: Tuning) -> State:
-        ended = has_ended(state, config)
-        frozen = state.frozen if config.refine_finished else state.frozen | ended
-        state = state._replace(
-            stage=state.stage + 1, step=jnp.zeros_like(state.step), frozen=frozen
-        )
-        zeros = jnp.zeros_like(tuning.power)
-        drawn = suffix.draw_suffix(
+        state = transition.enter_stage(state, config)
+        keys = transition.step_keys(rng_key, state)
+        plan, planned = transition.begin_extension(keys, state, config)
+        drawn, cache = suffix.draw_suffix(
             model,
             config,
             params,
             tuning,
-            _step_keys(rng_key, state),
             state.trace,
-            jnp.full_like(state.step, -1),
             state.prompt_length,
-            _horizon(state, config),
-            suffix.Suffix(
-                trace=state.trace,
-                cache=state.cache,
-                done=frozen | ended,
-                hopeless=jnp.zeros_like(ended),
-                finite=jnp.ones_like(ended),
-                decoded=jnp.zeros_like(state.step),
-                ratio=acceptance.RunningRatio(zeros, zeros, zeros, zeros, zeros),
-                log_ratio=zeros,
-            ),
-            log_uniform=jnp.full_like(zeros, -jnp.inf),
+            plan,
+            planned,
+            state.cache,
         )
-        return state._replace(
-            trace=drawn.trace,
-            cache=drawn.cache,
-            frozen=frozen | ~drawn.finite,
-            finite=state.finite & drawn.finite,
-            stats=state.stats._replace(decoded=state.stats.decoded + drawn.decoded),
-        )
+        state, _, _ = transition.settle(state, plan, drawn, config)
+        return state._replace(cache=cache)
 
     return extend
 
@@ -139,76 +114,21 @@ def build_kernel(model: LanguageModel, config: Config):
 
     def kernel(rng_key, state: State, params: Params, tuning: Tuning) -> tuple[State, Info]:
         state = state._replace(step=state.step + 1)
-        keys = _step_keys(rng_key, state)
-        current = state.trace
-        law, log_cut, cut_slot, can_cut = _draw_cut(keys, state, tuning, config)
-        active = ~state.frozen & can_cut
-        log_uniform = jnp.log1p(-random_keys.accept_uniform(keys))
-
-        divergence, diverges = suffix.first_divergence(keys, current, cut_slot)
-        ratio = jax.vmap(acceptance.begin)(
-            current.log_weight, current.entropy, law, log_cut, cut_slot, divergence, current.length
-        )
-        # Without replay the kept tokens are decoded again; the coupled draws end where they did.
-        redraws = active & diverges if config.replay else active
-        start = divergence if config.replay else cut_slot
-        proposal = suffix.draw_suffix(
+        keys = transition.step_keys(rng_key, state)
+        plan, planned = transition.begin_step(keys, state, tuning, config)
+        drawn, cache = suffix.draw_suffix(
             model,
             config,
             params,
             tuning,
-            keys,
-            current,
-            divergence,
+            state.trace,
             state.prompt_length,
-            _horizon(state, config),
-            suffix.Suffix(
-                trace=current._replace(length=jnp.where(redraws, start, current.length)),
-                cache=state.cache,
-                done=~redraws,
-                hopeless=jnp.zeros_like(active),
-                finite=jnp.ones_like(active),
-                decoded=jnp.zeros_like(state.step),
-                ratio=ratio,
-                log_ratio=jnp.zeros_like(log_cut),
-            ),
-            log_uniform,
+            plan,
+            planned,
+            state.cache,
         )
-        accepted = (
-            active & proposal.finite & ~proposal.hopeless & (proposal.log_ratio >= log_uniform)
-        )
-        moved = accepted & diverges
-        failed = ~proposal.finite
-        replayed = divergence - cut_slot if config.replay else jnp.zeros_like(cut_slot)
-        saved = _horizon(state, config) - proposal.trace.length
-        ended = suffix.is_eos(suffix.last_token(proposal.trace), config.eos_ids)
-        stopped_early = proposal.hopeless & ~ended & config.early_rejection
-        stats = state.stats
-        new_state = state._replace(
-            trace=_keep_live(_select(moved, proposal.trace, current), config),
-            cache=_select(moved, proposal.cache, state.cache),
-            frozen=state.frozen | failed,
-            finite=state.finite & ~failed,
-            stats=Stats(
-                attempted=stats.attempted + active,
-                accepted=stats.accepted + accepted,
-                null_moves=stats.null_moves + (active & ~diverges),
-                decoded=stats.decoded + proposal.decoded,
-                replayed=stats.replayed + jnp.where(active, replayed, 0),
-                saved=stats.saved + jnp.where(stopped_early, saved, 0),
-            ),
-        )
-        info = Info(
-            attempted=active,
-            accepted=accepted,
-            cut=jnp.where(active, cut_slot - state.prompt_length + 1, 0),
-            divergence=jnp.where(active & diverges, divergence - state.prompt_length + 1, 0),
-            current_length=current.length - state.prompt_length,
-            proposal_length=proposal.trace.length - state.prompt_length,
-            log_ratio=proposal.log_ratio,
-            decoded=proposal.decoded,
-        )
-        return new_state, info
+        state, moved, info = transition.settle(state, plan, drawn, config)
+        return state._replace(cache=transition.select(moved, cache, state.cache)), info
 
     return kernel
 
@@ -257,65 +177,3 @@ def run(
     state = init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
     state, info = jax.lax.scan(enter_stage, state, length=config.num_stages)
     return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)
-
-
-def has_ended(state: State, config: Config):
-    """Whether each chain's completion ends in end-of-sequence, [B] bool."""
-    completion = state.trace.length > state.prompt_length
-    return completion & suffix.is_eos(suffix.last_token(state.trace), config.eos_ids)
-
-
-def _step_keys(rng_key, state: State):
-    chain_keys = random_keys.chain_keys(rng_key, state.prompt_id, state.chain_id)
-    return random_keys.step_keys(chain_keys, state.stage, state.step)
-
-
-def _horizon(state: State, config: Config):
-    """Slots that a trace of the state's stage may fill at most, [B] int32."""
-    return state.prompt_length + state.stage * config.stage_length
-
-
-def _draw_cut(keys, state: State, tuning: Tuning, config: Config):
-    """Draws a cut a chain: its law, log c(t|x) [B], the slot [B] and whether there is one [B]."""
-
-    def one_chain(entropy, prompt_length, length, cut_power, uniform_mix):
-        law = cut.cut_law(entropy, prompt_length, length, cut_power, config.cut_first_token)
-        return law, cut.log_cut_probabilities(
-            law, prompt_length, length, uniform_mix, config.cut_first_token
-        )
-
-    law, log_probabilities = jax.vmap(one_chain)(
-        state.trace.entropy,
-        state.prompt_length,
-        state.trace.length,
-        tuning.cut_power,
-        tuning.uniform_mix,
-    )
-    slot = token_law.invert_distribution(jnp.exp(log_probabilities), random_keys.cut_uniform(keys))
-    log_cut = jnp.take_along_axis(log_probabilities, slot[:, None], axis=1)[:, 0]
-    return law, log_cut, slot, law.num_cuts > 0
-
-
-def _select(rows, new, old):
-    """Takes the rows [B] bool of ``new`` and the others of ``old``; the chain axis is first."""
-
-    def leaf(new_leaf, old_leaf):
-        return jnp.where(rows.reshape(-1, *(1,) * (old_leaf.ndim - 1)), new_leaf, old_leaf)
-
-    return jax.tree.map(leaf, new, old)
-
-
-def _keep_live(trace: Trace, config: Config) -> Trace:
-    """Clears the slots beyond each trace's length, where a longer trace may have left its own."""
-    live = jnp.arange(trace.tokens.shape[1])[None] < trace.length[:, None]
-
-    def clear(statistic):
-        return jnp.where(live, statistic, 0.0)
-
-    return trace._replace(
-        tokens=jnp.where(live, trace.tokens, config.pad_id),
-        log_prob=clear(trace.log_prob),
-        log_q=clear(trace.log_q),
-        log_weight=clear(trace.log_weight),
-        entropy=clear(trace.entropy),
-    )

@@ -1,12 +1,16 @@
 """``sample``: every sampler behind one function of arrays."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ecmh_jax import checks, compiled
+from ecmh_jax import checks
 from ecmh_jax.base import Config, LanguageModel, Params, Result, Tuning
+from ecmh_jax.chain_queue import Chains, run_queue
+from ecmh_jax.engine import Finished
 
 SAMPLERS = ("entropy_cut", "uniform_cut", "low_temperature", "standard")
 
@@ -44,6 +48,8 @@ def sample(
     sampler: str = "entropy_cut",
     prompt_ids: jax.Array | None = None,
     chain_ids: jax.Array | None = None,
+    num_slots: int | None = None,
+    steps_per_tick: int = 4,
 ) -> Result:
     """Samples one trace a chain from the power distribution p^power, or by a baseline.
 
@@ -64,6 +70,9 @@ def sample(
       chain_ids: [B] int32: who each chain is. A chain's draws depend on the key and on these two
         alone, so equal pairs with equal prompts and tunings give equal traces, in any batch
         row. Default: prompt 0 and the row number.
+      num_slots: chains that decode together, >= 1; the others wait for a free slot. Default: B. It
+        bounds the memory of a run, and moves the last bits of its numbers.
+      steps_per_tick: decode steps in one call of the device, >= 1. Changes no token of any chain.
 
     Returns:
       The final traces, counters and per-step records.
@@ -84,15 +93,26 @@ def sample(
         chain_ids = jnp.arange(num_chains, dtype=jnp.int32)
     checks.check_integers("prompt_ids", prompt_ids, num_chains)
     checks.check_integers("chain_ids", chain_ids, num_chains)
-    return compiled.run(
-        rng_key,
-        params,
-        jnp.asarray(prompts, jnp.int32),
-        jnp.asarray(prompt_lengths, jnp.int32),
-        jnp.asarray(prompt_ids, jnp.int32),
-        jnp.asarray(chain_ids, jnp.int32),
-        # An explicit dtype also drops a weak type, which would be another program.
-        jax.tree.map(lambda values: jnp.asarray(values, jnp.float32), tuning),
-        model=model,
-        config=config,
+    for name, value in (("num_slots", num_slots), ("steps_per_tick", steps_per_tick)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+    chains = Chains(
+        prompts=np.asarray(prompts, np.int32),
+        prompt_lengths=np.asarray(prompt_lengths, np.int32),
+        prompt_ids=np.asarray(prompt_ids, np.int32),
+        chain_ids=np.asarray(chain_ids, np.int32),
+        tuning=tuning,
     )
+    finished: dict[int, Finished] = {}
+    for update in run_queue(
+        rng_key, model, params, chains, config, num_slots or num_chains, steps_per_tick
+    ):
+        finished |= update.finished
+    return assemble([finished[index] for index in range(num_chains)])
+
+
+def assemble(finished: Sequence[Finished]) -> Result:
+    """Stacks chains into a ``Result``, in the order given."""
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *finished)
+    info = jax.tree.map(lambda record: np.moveaxis(record, 0, -1), stacked.info)
+    return jax.tree.map(jnp.asarray, Result(stacked.trace, stacked.stats, stacked.finite, info))

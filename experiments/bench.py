@@ -1,4 +1,7 @@
-"""``python -m experiments.bench --what=decode``: speed, side by side in one run."""
+"""``python -m experiments.bench``: speed, side by side in one run.
+
+``--what=decode`` times decoding alone; ``--what=engine`` the engine against lockstep.
+"""
 
 import dataclasses
 import datetime
@@ -10,25 +13,44 @@ from typing import Any
 import jax
 
 import ecmh_jax
-from experiments import decode_bench
+from experiments import decode_bench, engine_bench
 from experiments.launch import setting, start
-from models.load import DTYPES, load_model
+from models.load import DTYPES, LoadedModel, load_model
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
     """One run of the launcher; each field is the flag of that name."""
 
-    what: str = setting("decode", "Which benchmark.", ("decode",))
+    what: str = setting("decode", "Which benchmark.", ("decode", "engine"))
     model: str = setting("smollm2-135m", "As in experiments.sample.")
     dtype: str | None = setting(None, "Default: float32 on CPU, bfloat16 elsewhere.", DTYPES)
     batch_sizes: tuple[str, ...] = setting(
         ("1", "8", "32", "64"), "Chains that decode together, separated by commas."
     )
-    num_slots: int = setting(320, "Slots of the KV cache; decoding fills them from 32 on.")
+    cache_slots: int = setting(
+        320, "decode: slots of the KV cache; decoding fills them from 32 on."
+    )
     top_k: int = setting(50, "Truncation of the token law.")
     repeats: int = setting(2, "Runs of each figure; the best counts, as others share the machine.")
     reference: bool = setting(True, "Time transformers too, where it is installed.")
+    forms: tuple[str, ...] = setting(
+        tuple(engine_bench.FORMS), f"engine: some of {', '.join(engine_bench.FORMS)}."
+    )
+    sampler: str = setting("entropy_cut", "engine.", ("entropy_cut", "uniform_cut"))
+    power: float = setting(4.0, "engine: alpha.")
+    prompts_file: str | None = setting(None, "engine: as in experiments.sample; default: eight.")
+    num_chains: int = setting(4, "engine: chains of each prompt.")
+    num_slots: int = setting(32, "engine: chains that decode together.")
+    num_stages: int = setting(8, "engine: stages.")
+    stage_length: int = setting(20, "engine: tokens of a stage.")
+    steps_per_stage: int = setting(5, "engine: Metropolis-Hastings steps of a stage.")
+    steps_per_tick: int = setting(4, "engine: decode steps of a call.")
+    usual_proposals: int = setting(
+        24, "engine: proposals timed in the usual way, by transformers; 0 for none."
+    )
+    parts: bool = setting(True, "engine: time the parts of a decode step and read its memory.")
+    seed: int = setting(0, "engine: seed of the run.")
     output: str | None = setting(None, "JSON file for the figures.")
 
 
@@ -54,31 +76,94 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
       ValueError: a setting is unusable; the message names it.
       OSError: the model cannot be had or the output cannot be written.
     """
-    if not all(size.isdigit() and int(size) > 0 for size in config.batch_sizes):
-        raise ValueError(f"--batch_sizes={','.join(config.batch_sizes)}; expected numbers > 0")
-    if config.num_slots <= decode_bench.PROMPT_TOKENS or config.repeats < 1:
-        raise ValueError(
-            f"--num_slots={config.num_slots} --repeats={config.repeats}; expected more than "
-            f"{decode_bench.PROMPT_TOKENS} slots and at least one repeat"
-        )
+    check = _check_decode if config.what == "decode" else _check_engine
+    check(config)
+    if config.output:  # before the work, not after it
+        with open(config.output, "a", encoding="utf-8"):
+            pass
     model = load_model(config.model, config.dtype)
-    figures = decode_bench.run_decode_bench(
-        model,
-        decode_bench.DecodeBenchConfig(
-            batch_sizes=tuple(int(size) for size in config.batch_sizes),
-            num_slots=config.num_slots,
-            repeats=config.repeats,
-            top_k=config.top_k,
-            reference=config.reference,
-        ),
-        report=lambda line: print(line, flush=True),
-    )
-    result = {"machine": describe_machine(), "model": model.source, **figures}
+    run = _run_decode if config.what == "decode" else _run_engine
+    result = {"machine": describe_machine(), "model": model.source, **run(config, model)}
     if config.output:
         with open(config.output, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=2)
             file.write("\n")
     return result
+
+
+def _check_decode(config: BenchConfig) -> None:
+    if not all(size.isdigit() and int(size) > 0 for size in config.batch_sizes):
+        raise ValueError(f"--batch_sizes={','.join(config.batch_sizes)}; expected numbers > 0")
+    if config.cache_slots <= decode_bench.PROMPT_TOKENS or config.repeats < 1:
+        raise ValueError(
+            f"--cache_slots={config.cache_slots} --repeats={config.repeats}; expected more than "
+            f"{decode_bench.PROMPT_TOKENS} slots and at least one repeat"
+        )
+
+
+def _run_decode(config: BenchConfig, model: LoadedModel) -> dict[str, Any]:
+    return decode_bench.run_decode_bench(
+        model,
+        decode_bench.DecodeBenchConfig(
+            batch_sizes=tuple(int(size) for size in config.batch_sizes),
+            num_slots=config.cache_slots,
+            repeats=config.repeats,
+            top_k=config.top_k,
+            reference=config.reference,
+        ),
+        report=_report,
+    )
+
+
+def _check_engine(config: BenchConfig) -> None:
+    unknown = [form for form in config.forms if form not in engine_bench.FORMS]
+    if unknown or not config.forms:
+        raise ValueError(
+            f"--forms={','.join(config.forms)}; expected some of {', '.join(engine_bench.FORMS)}"
+        )
+    least = {
+        "num_chains": 1,
+        "num_slots": 1,
+        "num_stages": 1,
+        "stage_length": 1,
+        "steps_per_stage": 1,
+        "steps_per_tick": 1,
+        "repeats": 1,
+        "usual_proposals": 0,
+    }
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise ValueError(f"--{name}={getattr(config, name)}; expected at least {bound}")
+    if config.usual_proposals == 1:
+        raise ValueError("--usual_proposals=1; expected 0 or at least 2, for a standard error")
+
+
+def _run_engine(config: BenchConfig, model: LoadedModel) -> dict[str, Any]:
+    return engine_bench.run_engine_bench(
+        model,
+        engine_bench.EngineBenchConfig(
+            forms=config.forms,
+            sampler=config.sampler,
+            power=config.power,
+            top_k=config.top_k or None,
+            num_chains=config.num_chains,
+            num_slots=config.num_slots,
+            num_stages=config.num_stages,
+            stage_length=config.stage_length,
+            steps_per_stage=config.steps_per_stage,
+            steps_per_tick=config.steps_per_tick,
+            usual_proposals=config.usual_proposals if config.reference else 0,
+            parts=config.parts,
+            repeats=config.repeats,
+            seed=config.seed,
+        ),
+        engine_bench.encode(config.prompts_file, model),
+        report=_report,
+    )
+
+
+def _report(line: str) -> None:
+    print(line, flush=True)
 
 
 def main(config: BenchConfig) -> int:

@@ -1,89 +1,48 @@
-"""Driving chains from the host: one device call a step, with what a reader wants to see of each."""
+"""From prompts to chains that a queue can run: their layout, their checks, their programs."""
 
-import dataclasses
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ecmh_jax import checks, compiled, ecmh
-from ecmh_jax.base import Config, Info, State, Tuning
+from ecmh_jax import checks, compiled, ecmh, engine
+from ecmh_jax.base import Config, Tuning
+from ecmh_jax.chain_queue import Chains
+from ecmh_jax.engine import Arrivals
+from experiments.prompts import EncodedPrompts
 from models.load import LoadedModel
 
-
-class Chains(NamedTuple):
-    """A batch of chains before it starts; NumPy arrays, int32.
-
-    Attributes:
-      prompts: [B, P] padded on the right.
-      prompt_lengths: [B].
-      prompt_ids: [B].
-      chain_ids: [B].
-      real: [B] bool, False for rows that only fill the batch.
-    """
-
-    prompts: np.ndarray
-    prompt_lengths: np.ndarray
-    prompt_ids: np.ndarray
-    chain_ids: np.ndarray
-    real: np.ndarray
+STEPS_PER_TICK = 4  # decode steps between two looks of the host; changes no token
 
 
-class Report(NamedTuple):
-    """What one device call did.
-
-    Attributes:
-      stage: 1..num_stages.
-      step: 0 for the stage's extension, then 1..steps_per_stage.
-      info: the step's record, NumPy; None for an extension.
-      decoded: tokens decoded in this call, all chains together.
-      state: the chains' state; valid until the next report.
-      seconds: wall time of the call, compilation left out.
-    """
-
-    stage: int
-    step: int
-    info: Info | None
-    decoded: int
-    state: State
-    seconds: float
-
-
-def batches(
-    prompts: np.ndarray, lengths: np.ndarray, num_chains: int, num_slots: int
-) -> list[Chains]:
-    """Lays ``num_chains`` chains of every prompt out in batches of one shape.
+def lay_out(prompts: EncodedPrompts, num_chains: int, tuning: Tuning) -> Chains:
+    """Lays out ``num_chains`` chains of every prompt, those of one prompt side by side.
 
     Args:
-      prompts: [num_prompts, P].
-      lengths: [num_prompts].
-      num_chains: chains of each prompt.
-      num_slots: largest batch; the last one is filled up with rows that do nothing.
+      prompts: the prompts; their places in it are the prompt ids.
+      num_chains: chains of each prompt, numbered from 0.
+      tuning: numbers of all the chains, each [number of prompts x num_chains].
     """
-    prompt_ids = np.repeat(np.arange(len(prompts), dtype=np.int32), num_chains)
-    chain_ids = np.tile(np.arange(num_chains, dtype=np.int32), len(prompts))
-    total = len(prompt_ids)
-    batch_size = min(num_slots, total)
-    result = []
-    for start in range(0, total, batch_size):
-        rows = np.arange(start, start + batch_size)
-        real = rows < total
-        ids, chains = prompt_ids[rows % total], chain_ids[rows % total]
-        result.append(Chains(prompts[ids], lengths[ids], ids, chains, real))
-    return result
-
-
-def check(model: LoadedModel, chains: Chains, tuning: Tuning, config: Config) -> None:
-    """Raises ValueError unless the chains can run on this model."""
-    checks.check_config(config)
-    checks.check_tuning(tuning, len(chains.real))
-    vocabulary_size = checks.check_vocabulary(
-        model.language_model, model.params, config, len(chains.real)
+    num_prompts = len(prompts.lengths)
+    prompt_ids = np.repeat(np.arange(num_prompts, dtype=np.int32), num_chains)
+    return Chains(
+        prompts=prompts.tokens[prompt_ids],
+        prompt_lengths=prompts.lengths[prompt_ids],
+        prompt_ids=prompt_ids,
+        chain_ids=np.tile(np.arange(num_chains, dtype=np.int32), num_prompts),
+        tuning=tuning,
     )
-    checks.check_prompts(chains.prompts, chains.prompt_lengths, config, vocabulary_size)
+
+
+def check(model: LoadedModel, prompts: EncodedPrompts, config: Config) -> None:
+    """Raises ValueError unless chains of the prompts can run on this model."""
+    checks.check_config(config)
+    vocabulary_size = checks.check_vocabulary(
+        model.language_model, model.params, config, len(prompts.lengths)
+    )
+    checks.check_prompts(prompts.tokens, prompts.lengths, config, vocabulary_size)
     if config.num_slots > model.config.context_length:
         raise ValueError(
             f"the longest prompt takes {config.prompt_length} slots and --max_new_tokens is "
@@ -92,74 +51,43 @@ def check(model: LoadedModel, chains: Chains, tuning: Tuning, config: Config) ->
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled programs of one (model, config, batch shape).
-
-    Attributes:
-      init: prefills.
-      extend: enters a stage.
-      kernel: takes a Metropolis-Hastings step; None where there are no steps.
-      compile_seconds: what compiling them took.
-    """
-
-    init: Any
-    extend: Any
-    kernel: Any
-    compile_seconds: float
-
-
 def compile_programs(
-    rng_key: jax.Array, model: LoadedModel, chains: Chains, tuning: Tuning, config: Config
-) -> Programs:
-    """Compiles ahead of the run, so that its time is known apart."""
-    started = time.perf_counter()
-    static = {"model": model.language_model, "config": config}
-    inputs = _device_inputs(chains)
-    init = compiled.init.lower(params=model.params, **inputs, **static).compile()
-    state = jax.eval_shape(
-        lambda params, inputs: ecmh.init(params=params, **inputs, **static), model.params, inputs
-    )
-    arguments = (rng_key, state, model.params, tuning)
-    extend = compiled.extend.lower(*arguments, **static).compile()
-    kernel = None
-    if config.steps_per_stage:
-        kernel = compiled.kernel.lower(*arguments, **static).compile()
-    return Programs(init, extend, kernel, time.perf_counter() - started)
-
-
-def advance(
     rng_key: jax.Array,
     model: LoadedModel,
-    chains: Chains,
-    tuning: Tuning,
     config: Config,
-    programs: Programs,
-) -> Iterator[Report]:
-    """Runs a batch to the end of its schedule, one report a device call.
+    num_slots: int,
+    steps_per_tick: int = STEPS_PER_TICK,
+) -> float:
+    """Compiles what a queue of ``num_slots`` slots will call, so that its time is known apart.
 
-    The traces are those of ``ecmh_jax.sample`` on a batch of the same shape, token for token.
+    The calls find the programs: JAX keeps them by function, static arguments and shapes.
+
+    Returns:
+      Seconds.
     """
-    state = programs.init(params=model.params, **_device_inputs(chains))
-    state = state._replace(frozen=jnp.asarray(~chains.real))
-    decoded_before = 0
-    for stage in range(1, config.num_stages + 1):
-        for step in range(config.steps_per_stage + 1):
-            started = time.perf_counter()
-            info = None
-            if step == 0:
-                state = programs.extend(rng_key, state, model.params, tuning)
-            else:
-                state, info = programs.kernel(rng_key, state, model.params, tuning)
-                info = jax.tree.map(np.asarray, info)
-            decoded = int(np.asarray(state.stats.decoded).sum())
-            yield Report(
-                stage, step, info, decoded - decoded_before, state, time.perf_counter() - started
-            )
-            decoded_before = decoded
+    started = time.perf_counter()
+    language_model = model.language_model
+    static = {"model": language_model, "config": config}
+    number, prompt = _abstract((), jnp.int32), _abstract((config.prompt_length,), jnp.int32)
+    compiled.init_slots.lower(**static, num_slots=num_slots).compile()
+    compiled.prefill.lower(model.params, prompt, number, **static).compile()
+
+    slots = jax.eval_shape(lambda: engine.init_slots(language_model, num_slots, config))
+    cache = jax.eval_shape(
+        lambda params, prompt, length: ecmh.prefill(language_model, params, prompt, length, config),
+        model.params,
+        prompt,
+        number,
+    )
+    whole, real, flag = (_abstract((num_slots,), dtype) for dtype in (jnp.int32, jnp.float32, bool))
+    tuning = Tuning(real, real, real, real)
+    arrivals = Arrivals(flag, cache, prompt, number, whole, whole, tuning)
+    compiled.admit.lower(slots, arrivals, config=config).compile()
+    arguments = rng_key, slots, model.params, flag
+    compiled.tick.lower(*arguments, **static, num_steps=steps_per_tick).compile()
+    compiled.collect.lower(slots, number).compile()
+    return time.perf_counter() - started
 
 
-def _device_inputs(chains: Chains) -> dict[str, jax.Array]:
-    fields = chains._asdict()
-    del fields["real"]
-    return {name: jnp.asarray(value) for name, value in fields.items()}
+def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)

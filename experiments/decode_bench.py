@@ -65,7 +65,7 @@ def run_decode_bench(
         f"read {read_rate / 1e9:.1f} GB/s, "
         f"matmul {matmul_rate / 1e9:.0f} GFLOP/s"
     )
-    reference = _load_reference(model) if config.reference else None
+    reference = load_reference(model) if config.reference else None
     rows = []
     for batch_size in config.batch_sizes:
         ours = _time_decode(model, config, batch_size)
@@ -235,7 +235,7 @@ def _time_token_law(model: LoadedModel, config: DecodeBenchConfig, batch_size: i
     return _best(lambda: _seconds(lambda: draw(logits, uniforms)), 10 * config.repeats)
 
 
-def _load_reference(model: LoadedModel) -> Any:
+def load_reference(model: LoadedModel) -> Any:
     """The same weights in transformers, or None where it is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return None

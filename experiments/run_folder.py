@@ -2,8 +2,11 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
+
+_REST = 20  # after an update of the rows, in its own durations
 
 
 class RunFolder:
@@ -16,6 +19,7 @@ class RunFolder:
           ValueError: it cannot be written to, or already holds a run.
         """
         self._path = Path(path).expanduser()
+        self._earliest_update = 0.0
         if (self._path / "traces.jsonl").exists():
             raise ValueError(
                 f"--output_dir={path} already holds traces.jsonl; expected a new or an empty "
@@ -28,6 +32,16 @@ class RunFolder:
             raise ValueError(
                 f"--output_dir={path} cannot be written to: {error.strerror}"
             ) from error
+
+    def update_rows(self, rows: list[dict[str, Any]]) -> None:
+        """As ``write_rows``, or not at all where that would take much of the run's time."""
+        started = time.perf_counter()
+        if started < self._earliest_update:
+            return
+        self.write_rows(rows)
+        # The file is written anew each time: what grows with the rows may not slow the chains.
+        ended = time.perf_counter()
+        self._earliest_update = ended + _REST * (ended - started)
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
         """Writes ``traces.jsonl``: all chains that have finished."""

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ecmh_jax import SAMPLERS, Config, Tuning, checks, ecmh, make_tuning, sampling
+from ecmh_jax import SAMPLERS, Config, Tuning, chain_queue, checks, make_tuning, sampling
 from experiments import chains as chains_lib
+from experiments import memory as memory_lib
 from experiments import prompts as prompts_lib
 from experiments import summaries, text_report
 from experiments.launch import setting, start
+from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from models.load import DTYPES, LoadedModel, load_model
 
@@ -52,7 +53,12 @@ class SampleConfig:
     cut_first_token: bool = setting(True, "Whether the first token may be cut.")
     top_k: int = setting(50, "Truncation of p itself; 0 for the whole vocabulary.")
     num_chains: int = setting(8, "Chains of each prompt.")
-    num_slots: int = setting(32, "Largest batch of chains; lower it if memory runs out.")
+    num_slots: str = setting(
+        "auto",
+        "Chains that decode together, the others wait for a free slot; auto: all that fit into "
+        f"memory, at most {memory_lib.MOST_SLOTS_ON_CPU} on a CPU. It moves the last bits: to "
+        "repeat a run elsewhere, give the number that its summary.json holds.",
+    )
     max_new_tokens: int = setting(64, "Longest completion.")
     num_stages: int = setting(4, "Stages; must divide max_new_tokens. The paper has 16.")
     steps_per_stage: int = setting(4, "Metropolis-Hastings steps a stage. The paper has 10.")
@@ -82,6 +88,7 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
       OSError: the model cannot be had.
     """
     texts = _prompt_texts(config)
+    num_slots = memory_lib.parse_num_slots(config.num_slots)
     run = _static_config(config, prompt_length=1, eos_ids=(), pad_id=0)
     for sampler in config.sampler:  # before any weight is read
         sampling.specialise(sampler, _tuning(config, 1), run)
@@ -91,71 +98,94 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
     pad_id = model.eos_ids[0] if model.eos_ids else 0
     prompts = prompts_lib.encode_prompts(texts, model, config.chat, pad_id)
     run = _static_config(config, prompts.tokens.shape[1], model.eos_ids, pad_id)
-    layout = chains_lib.batches(
-        prompts.tokens, prompts.lengths, config.num_chains, config.num_slots
-    )
-    tuning = _tuning(config, len(layout[0].real))
-    chains_lib.check(model, layout[0], tuning, run)
+    chains_lib.check(model, prompts, run)
+    num_chains = len(texts) * config.num_chains
+    jobs = []
+    for sampler in config.sampler:
+        tuning, schedule = sampling.specialise(sampler, _tuning(config, num_chains), run)
+        chains = chains_lib.lay_out(prompts, config.num_chains, tuning)
+        jobs.append(_Job(sampler, jax.random.key(config.seed), model, chains, schedule))
+    memory = memory_lib.reserve(num_slots, num_chains, model, [job.config for job in jobs])
 
     rows: list[dict[str, Any]] = []
-    costs: dict[str, summaries.Cost] = {}
-    compiled: dict[Config, chains_lib.Programs] = {}  # samplers of one schedule share programs
+    runs: dict[str, Progress] = {}
     interrupted = False
     try:
-        for sampler in config.sampler:
-            costs[sampler] = summaries.Cost()
-            job = _Job(sampler, jax.random.key(config.seed), model, layout, tuning, run)
-            for finished in _run_sampler(job, compiled, costs[sampler]):
+        for job in jobs:
+            runs[job.sampler] = Progress(
+                num_chains, memory.num_slots, chains_lib.STEPS_PER_TICK, job.config
+            )
+            for finished in _run_job(job, memory.num_slots, runs[job.sampler]):
                 rows += finished
                 if folder:
-                    folder.write_rows(rows)
+                    folder.update_rows(rows)
     except KeyboardInterrupt:
         interrupted = True
-    summary = summaries.summarise(rows, costs, prompts.texts, model, interrupted)
+    except jax.errors.JaxRuntimeError as error:
+        if memory_lib.is_out_of_memory(error):
+            raise memory_lib.out_of_memory(memory) from error
+        raise
+    finally:
+        order = {sampler: place for place, sampler in enumerate(config.sampler)}
+        rows.sort(key=lambda row: (order[row["sampler"]], row["prompt_id"], row["chain"]))
+        if folder and rows:  # a folder without any may be used again
+            folder.write_rows(rows)
+    summary = summaries.summarise(rows, runs, prompts.texts, model, memory, interrupted)
     if folder:
-        folder.write_rows(rows)
         folder.write_summary(summary)
     return summary | {"rows": rows}
 
 
 class _Job(NamedTuple):
-    """What one sampler is to do."""
+    """What one sampler is to do; ``config`` is its own schedule."""
 
     sampler: str
     rng_key: jax.Array
     model: LoadedModel
-    layout: list[chains_lib.Chains]
-    tuning: Tuning
+    chains: chain_queue.Chains
     config: Config
 
 
-def _run_sampler(
-    job: _Job, compiled: dict[Config, chains_lib.Programs], cost: summaries.Cost
-) -> Iterator[list[dict[str, Any]]]:
-    """Yields rows as chains finish; adds to ``compiled`` and to ``cost``."""
-    tuning, config = sampling.specialise(job.sampler, job.tuning, job.config)
-    total = len(job.layout) * config.num_stages * (config.steps_per_stage + 1)
-    with tqdm(total=total, desc=f"{job.sampler}: compiling", unit="step", disable=None) as bar:
-        if config not in compiled:
-            compiled[config] = chains_lib.compile_programs(
-                job.rng_key, job.model, job.layout[0], tuning, config
-            )
-            cost.compile_seconds = compiled[config].compile_seconds
-        bar.set_description(job.sampler)
-        for chains in job.layout:
-            history = summaries.History(chains, job.sampler, job.model, config)
-            for report in chains_lib.advance(
-                job.rng_key, job.model, chains, tuning, config, compiled[config]
-            ):
-                cost.add(report)
-                history.add(report)
-                bar.set_postfix_str(cost.describe(report.stage))
-                bar.update()
-                if report.step == config.steps_per_stage:
-                    done = np.asarray(report.state.frozen | ecmh.has_ended(report.state, config))
-                    is_last = report.stage == config.num_stages
-                    if is_last or not config.refine_finished:
-                        yield history.take_rows(report.state, done | is_last)
+def _run_job(job: _Job, num_slots: int, progress: Progress) -> Iterator[list[dict[str, Any]]]:
+    """Yields rows as chains finish; adds to ``progress``."""
+    with tqdm(
+        total=progress.work,
+        desc=f"{job.sampler}: compiling",
+        bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
+        smoothing=0,  # time left by the average so far: chains do not finish evenly
+        disable=None,
+    ) as bar:
+        progress.compile_seconds = chains_lib.compile_programs(
+            job.rng_key, job.model, job.config, num_slots
+        )
+        bar.set_description_str(job.sampler, refresh=False)
+        bar.reset()
+        started = time.perf_counter()
+        for update in chain_queue.run_queue(
+            job.rng_key,
+            job.model.language_model,
+            job.model.params,
+            job.chains,
+            job.config,
+            num_slots,
+            chains_lib.STEPS_PER_TICK,
+        ):
+            progress.add(update, time.perf_counter() - started)
+            bar.set_postfix_str(progress.describe(), refresh=False)
+            bar.update(progress.work_done - bar.n)
+            if update.finished:
+                yield [
+                    summaries.describe_chain(
+                        job.sampler,
+                        job.chains,
+                        index,
+                        finished,
+                        progress.forwards_of(index),
+                        job.model,
+                        job.config,
+                    )
+                    for index, finished in update.finished.items()
+                ]
 
 
 def _prompt_texts(config: SampleConfig) -> tuple[str, ...]:
@@ -163,10 +193,8 @@ def _prompt_texts(config: SampleConfig) -> tuple[str, ...]:
         raise ValueError("--prompt and --prompts_file are both given; expected one of them")
     if not config.sampler:
         raise ValueError(f"--sampler is empty; expected some of {', '.join(SAMPLERS)}")
-    if config.num_chains < 1 or config.num_slots < 1:
-        raise ValueError(
-            f"--num_chains={config.num_chains} --num_slots={config.num_slots}; expected at least 1"
-        )
+    if config.num_chains < 1:
+        raise ValueError(f"--num_chains={config.num_chains}; expected at least 1")
     if config.prompts_file:
         return prompts_lib.read_prompts(config.prompts_file)
     return config.prompt or prompts_lib.DEMONSTRATION

@@ -1,133 +1,171 @@
-"""From device reports to rows, costs and a summary."""
+"""From finished chains to rows, costs and a summary.
+
+What a chain costs, here and in every file that a run writes:
+
+* decoded tokens: drawn from fresh logits, each by one forward pass of its chain.
+* replayed tokens: tokens of proposals taken over from the current trace without the model.
+* saved tokens: those that a proposal stopped by certain rejection was spared, at most.
+* proposed tokens: decoded + replayed + saved, what the plain algorithm would decode, at most.
+* discarded tokens: drawn ahead by free slots, in vain; they belong to no chain.
+* forwards: decode steps of the batch; of a chain, those during which it held a slot.
+* flops: floating-point operations of the decoded tokens (``count_flops``), prefill left out.
+* standard sample: one completion decoded once, without steps. Its length is that of the samples of
+  ``standard`` where the run has any ("standard"), else of the sampler's own completions
+  ("own_completions"). ``standard_samples_per_chain`` is decoded tokens by chain over that length.
+* slot utilisation: share of the decode steps of all slots in which a token was drawn.
+* effective tokens per second: proposed instead of decoded ones.
+
+Figures by time cover unfinished chains too; all others are of finished chains.
+"""
 
 import collections
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 import ecmh_jax
-from ecmh_jax.base import Config, State
-from experiments.chains import Chains, Report
+from ecmh_jax.base import Config
+from ecmh_jax.chain_queue import Chains
+from ecmh_jax.engine import Finished
+from experiments.memory import Reservation
+from experiments.progress import Progress
+from models.config import TransformerConfig
 from models.load import LoadedModel
 
-STEP_FIELDS = ("stage", "step", "cut", "divergence", "accepted", "log_ratio")
 
+def describe_chain(
+    sampler: str,
+    chains: Chains,
+    index: int,
+    finished: Finished,
+    forwards: int,
+    model: LoadedModel,
+    config: Config,
+) -> dict[str, Any]:
+    """Returns a chain's row of ``traces.jsonl``.
 
-@dataclasses.dataclass
-class Cost:
-    """Running totals of one sampler over all its batches.
-
-    Attributes:
-      seconds: wall time of device calls.
-      compile_seconds: wall time of compiling, apart.
-      decoded: tokens decoded.
-      attempted: Metropolis-Hastings steps by stage.
-      accepted: accepted ones by stage.
+    Args:
+      sampler: its sampler.
+      chains: all chains of the queue.
+      index: its index among them.
+      finished: the chain at the end of its schedule, NumPy.
+      forwards: decode steps of the batch while it held a slot.
+      model: the model.
+      config: the sampler's run.
     """
+    trace, stats, info = finished.trace, finished.stats, finished.info
+    start, end = int(chains.prompt_lengths[index]), int(trace.length)
+    tokens = trace.tokens[start:end].tolist()
+    ended = bool(tokens) and tokens[-1] in config.eos_ids
+    decoded, replayed, saved = int(stats.decoded), int(stats.replayed), int(stats.saved)
+    return {
+        "prompt_id": int(chains.prompt_ids[index]),
+        "chain": int(chains.chain_ids[index]),
+        "sampler": sampler,
+        "text": model.tokenizer.decode(tokens),
+        "tokens": tokens,
+        "num_tokens": len(tokens),
+        "ended": "eos" if ended else "length" if finished.finite else "not_finite",
+        "log_prob": round(float(trace.log_prob[start:end].sum()), 5),
+        "entropy": round(float(trace.entropy[start:end].sum()), 5),
+        "accepted": int(stats.accepted),
+        "attempted": int(stats.attempted),
+        "null_moves": int(stats.null_moves),
+        "proposed_tokens": decoded + replayed + saved,
+        "decoded_tokens": decoded,
+        "replayed_tokens": replayed,
+        "saved_tokens": saved,
+        "forwards": forwards,
+        "flops": count_flops(model.config, decoded, sum_positions(finished, start, config)),
+        # Each step: stage, step, cut, divergence, accepted, log_ratio.
+        "steps": [
+            [
+                int(stage) + 1,
+                int(step) + 1,
+                int(info.cut[stage, step]),
+                int(info.divergence[stage, step]),
+                bool(info.accepted[stage, step]),
+                round(float(info.log_ratio[stage, step]), 5),
+            ]
+            for stage, step in np.argwhere(info.attempted)
+        ],
+    }
 
-    seconds: float = 0.0
-    compile_seconds: float = 0.0
-    decoded: int = 0
-    attempted: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
-    accepted: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
 
-    def add(self, report: Report) -> None:
-        """Adds one device call."""
-        self.seconds += report.seconds
-        self.decoded += report.decoded
-        if report.info is not None:
-            self.attempted[report.stage] += int(report.info.attempted.sum())
-            self.accepted[report.stage] += int(report.info.accepted.sum())
+def sum_positions(finished: Finished, prompt_length: int, config: Config) -> int:
+    """Returns the number of slots that each decoded token was drawn after, summed over them.
 
-    def tokens_per_second(self) -> float:
-        """Decoded tokens by second."""
-        return self.decoded / self.seconds if self.seconds else 0.0
+    That of a step's tokens follows from where its proposal starts. Extensions start at the horizon
+    before theirs, and the first step of a stage tells how far its extension came. The remaining
+    tokens are those of an extension without a step after it: of a schedule without steps, or of a
+    chain that failed there.
 
-    def describe(self, stage: int) -> str:
-        """One line for the progress bar."""
-        parts = [f"stage {stage}", f"{self.tokens_per_second():.0f} tokens/s"]
-        if attempted := self.attempted.total():
-            parts.insert(1, f"accepted {self.accepted.total() / attempted:.0%}")
-        return ", ".join(parts)
+    Args:
+      finished: the chain.
+      prompt_length: its live prompt tokens.
+      config: the run.
+    """
+    info, block = finished.info, config.stage_length
+    total = 0
+    remaining, num_stages = int(finished.stats.decoded), 0
+    runs = []  # first slot and number of tokens
+    first_cut = info.divergence if config.replay else info.cut
+    for stage, step in np.argwhere(info.attempted):
+        if step == 0:
+            num_stages += 1
+            runs.append((stage * block, max(0, info.current_length[stage, 0] - stage * block)))
+        runs.append((first_cut[stage, step] - 1, info.decoded[stage, step]))
+    for start, count in runs:
+        total += _sum_run(prompt_length + int(start), int(count))
+        remaining -= int(count)
+    return total + _sum_run(prompt_length + num_stages * block, remaining)
 
 
-class History:
-    """What the chains of one batch did, until their rows are taken."""
+def _sum_run(start: int, count: int) -> int:
+    """The sum of ``count`` integers from ``start`` on."""
+    return count * start + count * (count - 1) // 2
 
-    def __init__(self, chains: Chains, sampler: str, model: LoadedModel, config: Config):
-        """Starts with no steps and no rows taken."""
-        self._chains, self._sampler, self._model, self._config = chains, sampler, model, config
-        self._waiting = chains.real.copy()
-        self._steps: list[list[list[Any]]] = [[] for _ in chains.real]
 
-    def add(self, report: Report) -> None:
-        """Records a device call's steps, chain by chain."""
-        info = report.info
-        if info is None:
-            return
-        for row in np.flatnonzero(info.attempted):
-            self._steps[row].append(
-                [
-                    report.stage,
-                    report.step,
-                    int(info.cut[row]),
-                    int(info.divergence[row]),
-                    bool(info.accepted[row]),
-                    round(float(info.log_ratio[row]), 5),
-                ]
-            )
+def count_flops(config: TransformerConfig, decoded: int, positions: int) -> int:
+    """Returns the floating-point operations of decoding.
 
-    def take_rows(self, state: State, done: np.ndarray) -> list[dict[str, Any]]:
-        """Returns the rows of the chains that are ``done`` [B] bool and were not taken yet."""
-        taken = np.flatnonzero(self._waiting & done)
-        self._waiting[taken] = False
-        if not len(taken):
-            return []
-        trace, stats, finite = jax.tree.map(np.asarray, (state.trace, state.stats, state.finite))
-        return [self._row(row, trace, stats, bool(finite[row])) for row in taken.tolist()]
+    A token takes 2 for each matrix parameter that it passes through (the head counts, the lookup
+    of its embedding does not), and 4 for each query head, its size and each slot attended to:
+    scores and weighted values.
 
-    def _row(self, row: int, trace: Any, stats: Any, finite: bool) -> dict[str, Any]:
-        start, end = int(self._chains.prompt_lengths[row]), int(trace.length[row])
-        tokens = trace.tokens[row, start:end].tolist()
-        ended = bool(tokens) and tokens[-1] in self._config.eos_ids
-        return {
-            "prompt_id": int(self._chains.prompt_ids[row]),
-            "chain": int(self._chains.chain_ids[row]),
-            "sampler": self._sampler,
-            "text": self._model.tokenizer.decode(tokens),
-            "tokens": tokens,
-            "num_tokens": len(tokens),
-            "ended": "eos" if ended else "length" if finite else "not_finite",
-            "log_prob": round(float(trace.log_prob[row, start:end].sum()), 5),
-            "entropy": round(float(trace.entropy[row, start:end].sum()), 5),
-            "accepted": int(stats.accepted[row]),
-            "attempted": int(stats.attempted[row]),
-            "null_moves": int(stats.null_moves[row]),
-            "decoded_tokens": int(stats.decoded[row]),
-            "replayed_tokens": int(stats.replayed[row]),
-            "saved_tokens": int(stats.saved[row]),
-            "steps": self._steps[row],
-        }
+    Args:
+      config: the shape of the network.
+      decoded: tokens.
+      positions: slots attended to, summed over the tokens.
+    """
+    query_rows = config.num_heads * config.head_size
+    key_rows = config.num_kv_heads * config.head_size
+    layer = config.embedding_size * (
+        query_rows + 2 * key_rows + query_rows + 3 * config.feed_forward_size
+    )
+    matrices = config.num_layers * layer + config.vocabulary_size * config.embedding_size
+    return 2 * matrices * decoded + 4 * query_rows * config.num_layers * positions
 
 
 def summarise(
     rows: Sequence[dict[str, Any]],
-    costs: dict[str, Cost],
+    runs: dict[str, Progress],
     prompts: Sequence[str],
     model: LoadedModel,
+    memory: Reservation,
     interrupted: bool,
 ) -> dict[str, Any]:
     """Returns the content of ``summary.json``.
 
     Args:
       rows: finished chains.
-      costs: by sampler.
+      runs: what was run, by sampler.
       prompts: their texts.
       model: what was sampled.
+      memory: what the run took.
       interrupted: whether the run was stopped early.
     """
     device = jax.devices()[0]
@@ -135,33 +173,64 @@ def summarise(
         "model": {"name": model.name, "source": model.source, "dtype": str(model.dtype)},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "versions": {"ecmh_jax": ecmh_jax.__version__, "jax": jax.__version__},
+        "memory": memory.describe(),
         "interrupted": interrupted,
         "samplers": {
-            sampler: _describe_rows([row for row in rows if row["sampler"] == sampler])
-            | {
-                "seconds": round(cost.seconds, 3),
-                "compile_seconds": round(cost.compile_seconds, 3),
-                "tokens_per_second": round(cost.tokens_per_second(), 1),
-            }
-            for sampler, cost in costs.items()
+            sampler: numbers | _describe_run(runs[sampler])
+            for sampler, numbers in describe_samplers(rows, runs).items()
         },
         "prompts": [
             {
                 "prompt_id": index,
                 "prompt": prompt,
-                "samplers": {
-                    sampler: _describe_rows(
-                        [
-                            row
-                            for row in rows
-                            if row["sampler"] == sampler and row["prompt_id"] == index
-                        ]
-                    )
-                    for sampler in costs
-                },
+                "samplers": describe_samplers(
+                    [row for row in rows if row["prompt_id"] == index], runs
+                ),
             }
             for index, prompt in enumerate(prompts)
         ],
+    }
+
+
+def _describe_run(run: Progress) -> dict[str, Any]:
+    return {
+        "forwards": run.forwards,
+        "discarded_tokens": run.discarded,
+        "slot_utilisation": round(run.slot_utilisation(), 4),
+        "seconds": round(run.seconds, 3),
+        "compile_seconds": round(run.compile_seconds, 3),
+        "tokens_per_second": round(run.tokens_per_second(), 1),
+        "effective_tokens_per_second": round(run.effective_tokens_per_second(), 1),
+    }
+
+
+def describe_samplers(
+    rows: Sequence[dict[str, Any]], samplers: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns the figures of finished chains by sampler; ``rows`` as in ``traces.jsonl``."""
+    by_sampler = {
+        sampler: [row for row in rows if row["sampler"] == sampler] for sampler in samplers
+    }
+    return {
+        sampler: _describe_rows(of_sampler)
+        | _describe_multiple(of_sampler, by_sampler.get("standard", []))
+        for sampler, of_sampler in by_sampler.items()
+    }
+
+
+def _describe_multiple(
+    rows: Sequence[dict[str, Any]], standard: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Decoded tokens by chain as a multiple of one standard sample."""
+    if standard:
+        length = _mean([row["decoded_tokens"] for row in standard])
+    else:
+        length = _mean([row["num_tokens"] for row in rows])
+    decoded = _mean([row["decoded_tokens"] for row in rows])
+    return {
+        "standard_sample_tokens": length,
+        "standard_sample_from": "standard" if standard else "own_completions",
+        "standard_samples_per_chain": round(decoded / length, 5) if decoded and length else None,
     }
 
 
@@ -176,7 +245,9 @@ def _describe_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "chains": len(rows),
         "mean_log_prob": _mean(log_probs),
         "standard_error": _standard_error(log_probs),
-        "mean_log_prob_per_token": _mean([row["log_prob"] / row["num_tokens"] for row in rows]),
+        "mean_log_prob_per_token": _mean(
+            [row["log_prob"] / row["num_tokens"] for row in rows if row["num_tokens"]]
+        ),
         "mean_num_tokens": _mean([row["num_tokens"] for row in rows]),
         "distinct": len({tuple(row["tokens"]) for row in rows}),
         "ended_with_eos": sum(row["ended"] == "eos" for row in rows),
@@ -190,9 +261,11 @@ def _describe_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "attempted",
                 "accepted",
                 "null_moves",
+                "proposed_tokens",
                 "decoded_tokens",
                 "replayed_tokens",
                 "saved_tokens",
+                "flops",
             )
         },
     }

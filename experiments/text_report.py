@@ -6,9 +6,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.quantities import describe_quantity
+
 _SHADES = " ▁▂▃▄▅▆▇█"
 _COMPLETIONS_SHOWN = 2  # distinct completions of each sampler
 _CUT_BINS = 32
+_COST = "cost: tokens decoded by chain, in standard samples"
 
 
 def describe(result: dict[str, Any], seconds: float) -> str:
@@ -32,11 +35,26 @@ def describe(result: dict[str, Any], seconds: float) -> str:
     for sampler, numbers in result["samplers"].items():
         lines.append(
             f"  {sampler}: {numbers['seconds']:.1f} s, "
-            f"{numbers['tokens_per_second']:.0f} tokens/s, "
+            f"{numbers['tokens_per_second']:.0f} tokens/s "
+            f"({numbers['effective_tokens_per_second']:.0f} effective), "
+            f"slots {numbers['slot_utilisation']:.0%} busy, "
+            f"{describe_quantity(numbers['flops'], 'FLOP')}, "
             f"compiled in {numbers['compile_seconds']:.1f} s"
         )
+    lines += ["", f"  {_memory(result['memory'])}", f"  {_COST}"]
     lines.append(f"  whole run {seconds:.1f} s, model loading included")
     return "\n".join(lines)
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    sizes = {
+        name: describe_quantity(memory[f"{name}_bytes"], "B")
+        for name in ("weights", "slots", "slot", "total", "available")
+    }
+    return (
+        f"memory: {sizes['weights']} weights + {sizes['slots']} for {memory['num_slots']} slots "
+        f"of {sizes['slot']} = {sizes['total']} reserved; {sizes['available']} were free for slots"
+    )
 
 
 def _table(samplers: dict[str, dict[str, Any]]) -> list[str]:
@@ -49,6 +67,7 @@ def _table(samplers: dict[str, dict[str, Any]]) -> list[str]:
         "distinct",
         "accepted",
         "decoded",
+        "cost",
     )
     cells: list[tuple[str, ...]] = [header]
     for sampler, numbers in samplers.items():
@@ -66,6 +85,7 @@ def _table(samplers: dict[str, dict[str, Any]]) -> list[str]:
                 f"{numbers['distinct']}/{numbers['chains']}",
                 _optional(rate, ".0%"),
                 f"{numbers['decoded_tokens']}",
+                _optional(numbers["standard_samples_per_chain"], ".1f"),
             )
         )
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
@@ -118,7 +138,8 @@ def _chain_lines(numbers: dict[str, Any], rows: Sequence[dict[str, Any]]) -> lis
     return [
         f"    accepted by stage  {stages}",
         f"    cuts by position   1 |{shades}| {longest}",
-        f"    tokens             {numbers['decoded_tokens']} decoded, "
-        f"{numbers['replayed_tokens']} replayed, up to {numbers['saved_tokens']} saved; "
+        f"    tokens             {numbers['proposed_tokens']} proposed: "
+        f"{numbers['decoded_tokens']} decoded, {numbers['replayed_tokens']} replayed, "
+        f"up to {numbers['saved_tokens']} saved; "
         f"{numbers['null_moves']} of {numbers['attempted']} steps redrew the same trace",
     ]

@@ -1,24 +1,86 @@
-"""Attention of one new token a row over a static KV cache, kept in blocks of slots."""
+"""Attention of one new token a row over a static KV cache, and how that cache lies in memory.
+
+One function, ``decode_attention``, in three implementations over two layouts of the cache:
+
+* ``blocks`` for CPUs: blocks of slots, and those that no row has reached are skipped.
+* ``xla`` for accelerators: as ``blocks`` with one block; reads every slot.
+* ``pallas`` for one NVIDIA GPU, where asked for: a kernel that reads each row's live slots alone.
+
+Each promises the same of slots past a row's position, which may hold what an older text left there:
+finite values have no effect at all. The kernel promises it of NaN and infinity too; the others
+promise it of keys only, since a weight of 0 times infinity is NaN.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 _BLOCK_SLOTS = 128
-_MOST_BLOCKS = 8  # more would only make programs longer
-_LEAST_BATCH = 16  # below it a cache is small; a choice, not a measured optimum
 
 
-def block_sizes(batch_size: int, num_slots: int) -> tuple[int, ...]:
-    """Splits a cache's slots into blocks, each an array of its own.
+class CacheLayout(NamedTuple):
+    """How one layer's keys and values lie in memory: blocks of slots, each an array of its own.
 
-    A CPU skips the blocks that no row has reached yet. Slicing one array instead would copy what
-    it reads. For a small batch there is little to skip, and on an accelerator a branch may have to
-    wait for the host (not measured yet): there, one block holds all.
+    Attributes:
+      key_slot_axis: axis of the slots in a block of keys: 3 for [B, num_kv_heads, head_size, S],
+        2 for [B, num_kv_heads, S, head_size]. A block of values is always the latter.
+      most_blocks: 1 for a cache in one piece.
     """
-    if batch_size < _LEAST_BATCH or jax.default_backend() != "cpu":
-        return (num_slots,)
-    size = max(_BLOCK_SLOTS, -(-num_slots // _MOST_BLOCKS))
-    return tuple(min(size, num_slots - start) for start in range(0, num_slots, size))
+
+    key_slot_axis: int
+    most_blocks: int
+
+    def block_sizes(self, num_slots: int) -> tuple[int, ...]:
+        """Slots of each block. The batch has no say: rows move between caches of any batch."""
+        size = max(_BLOCK_SLOTS, -(-num_slots // self.most_blocks))
+        return tuple(min(size, num_slots - start) for start in range(0, num_slots, size))
+
+
+CACHE_LAYOUTS = {
+    # Blocks, because slicing one array would copy what is read; more would only lengthen programs.
+    "blocks": CacheLayout(key_slot_axis=3, most_blocks=8),
+    "pallas": CacheLayout(key_slot_axis=2, most_blocks=1),
+    # Skipping a block is a branch, which an accelerator may have to wait for the host to take.
+    "xla": CacheLayout(key_slot_axis=3, most_blocks=1),
+}
+IMPLEMENTATIONS = tuple(CACHE_LAYOUTS)
+
+
+def implementation(
+    devices: Sequence[Any], dtype: jnp.dtype, head_size: int, requested: str | None = None
+) -> str:
+    """Returns which of ``IMPLEMENTATIONS`` decodes on these devices.
+
+    Args:
+      devices: the JAX devices that a program may run on.
+      dtype: dtype of the cache.
+      head_size: width of one head.
+      requested: an implementation to use instead, for tests and measurements.
+
+    Raises:
+      ValueError: naming a request that is unknown or cannot be met.
+    """
+    if requested not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"decode attention is {requested!r}; expected one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    if requested == "pallas" and not _kernel_supports(dtype, head_size):
+        raise ValueError(
+            f"decode attention 'pallas' does not take {head_size} values a head in "
+            f"{jnp.dtype(dtype)}; leave the choice to the program"
+        )
+    if requested is not None:
+        return requested
+    # The kernel has not run on a GPU yet: until it is timed there it has to be asked for.
+    return "blocks" if devices[0].platform == "cpu" else "xla"
+
+
+def _kernel_supports(dtype: jnp.dtype, head_size: int) -> bool:
+    from models import decode_attention_gpu  # Pallas is experimental: let a CPU do without it
+
+    return decode_attention_gpu.supports(dtype, head_size)
 
 
 def decode_attention(
@@ -26,22 +88,44 @@ def decode_attention(
     key_blocks: tuple[jax.Array, ...],
     value_blocks: tuple[jax.Array, ...],
     positions: jax.Array,
+    implementation: str,
 ) -> jax.Array:
-    """Softmax attention over slots ``0..positions`` of each row, reading no block beyond the last.
+    """Softmax attention over slots ``0..positions`` of each row.
+
+    Args:
+      queries: [B, num_heads, head_size].
+      key_blocks: in the layout ``CACHE_LAYOUTS[implementation]``.
+      value_blocks: each [B, num_kv_heads, block slots, head_size].
+      positions: [B] int32, each row's last live slot.
+      implementation: one of ``IMPLEMENTATIONS``.
+
+    Returns:
+      [B, num_heads, head_size] in the dtype of ``queries``.
+    """
+    if implementation != "pallas":
+        return _attend_blocks(queries, key_blocks, value_blocks, positions)
+    from models import decode_attention_gpu
+
+    (keys,), (values,) = key_blocks, value_blocks
+    return decode_attention_gpu.decode_attention(
+        queries, keys, values, positions, interpret=jax.default_backend() == "cpu"
+    )
+
+
+def _attend_blocks(
+    queries: jax.Array,
+    key_blocks: tuple[jax.Array, ...],
+    value_blocks: tuple[jax.Array, ...],
+    positions: jax.Array,
+) -> jax.Array:
+    """Reads no block beyond the last that a row has reached.
 
     Blocks are read one after the other with a running softmax, up to the block of the largest
     position in the batch. A block that is masked for a row leaves that row's running maximum, sum
     and output bit for bit as they were, so a row's result does not depend on how far its neighbours
     have come.
 
-    Args:
-      queries: [B, num_heads, head_size].
-      key_blocks: each [B, num_kv_heads, head_size, block slots].
-      value_blocks: each [B, num_kv_heads, block slots, head_size].
-      positions: [B] int32, each row's last live slot.
-
-    Returns:
-      [B, num_heads, head_size] in the dtype of ``queries``.
+    Keys are [B, num_kv_heads, head_size, block slots]; the rest is as in ``decode_attention``.
     """
     batch_size, num_heads, head_size = queries.shape
     num_kv_heads = key_blocks[0].shape[1]

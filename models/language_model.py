@@ -1,23 +1,29 @@
 """The one adapter between the Flax network and ``ecmh_jax.base.LanguageModel``."""
 
+import jax
 import jax.numpy as jnp
 
 from ecmh_jax.base import LanguageModel
-from models import transformer
+from models import attention, transformer
 from models.config import TransformerConfig
 
 
-def build_language_model(config: TransformerConfig, dtype: jnp.dtype) -> LanguageModel:
+def build_language_model(
+    config: TransformerConfig, dtype: jnp.dtype, decode_attention: str | None = None
+) -> LanguageModel:
     """Returns the network as pure functions over explicit weights and cache.
 
     Args:
       config: the network's shape.
       dtype: dtype of the KV cache; the weights' dtype.
+      decode_attention: one of ``attention.IMPLEMENTATIONS``; None leaves the choice to
+        ``attention.implementation``.
     """
-    network = transformer.Transformer(config)
+    chosen = attention.implementation(jax.devices(), dtype, config.head_size, decode_attention)
+    network = transformer.Transformer(config, chosen)
 
     def init_cache(batch_size, num_slots):
-        return transformer.init_cache(config, batch_size, num_slots, dtype)
+        return transformer.init_cache(config, batch_size, num_slots, dtype, chosen)
 
     def prefill(params, tokens, lengths, cache):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

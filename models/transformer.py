@@ -16,10 +16,10 @@ from models.config import TransformerConfig
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, in the blocks of ``attention.block_sizes``.
+    """Keys and values of one layer, in one of ``attention.CACHE_LAYOUTS``.
 
     Attributes:
-      keys: each [B, num_kv_heads, head_size, block slots].
+      keys: each [B, num_kv_heads, head_size, block slots] or, for ``pallas``, like the values.
       values: each [B, num_kv_heads, block slots, head_size].
     """
 
@@ -28,15 +28,26 @@ class LayerCache(NamedTuple):
 
 
 def init_cache(
-    config: TransformerConfig, batch_size: int, num_slots: int, dtype: jnp.dtype
+    config: TransformerConfig,
+    batch_size: int,
+    num_slots: int,
+    dtype: jnp.dtype,
+    decode_attention: str,
 ) -> tuple[LayerCache, ...]:
     """Returns an empty cache, one ``LayerCache`` a layer (a scanned axis would copy it)."""
-    shape = (batch_size, config.num_kv_heads)
-    sizes = attention.block_sizes(batch_size, num_slots)
+    layout = attention.CACHE_LAYOUTS[decode_attention]
+    value_shapes = [
+        (batch_size, config.num_kv_heads, size, config.head_size)
+        for size in layout.block_sizes(num_slots)
+    ]
+    key_shapes = [
+        (*shape[:2], *(shape[2:] if layout.key_slot_axis == 2 else shape[:1:-1]))
+        for shape in value_shapes
+    ]
     return tuple(
         LayerCache(
-            keys=tuple(jnp.zeros((*shape, config.head_size, size), dtype) for size in sizes),
-            values=tuple(jnp.zeros((*shape, size, config.head_size), dtype) for size in sizes),
+            keys=tuple(jnp.zeros(shape, dtype) for shape in key_shapes),
+            values=tuple(jnp.zeros(shape, dtype) for shape in value_shapes),
         )
         for _ in range(config.num_layers)
     )
@@ -76,6 +87,7 @@ class Block(nn.Module):
     """Attention and SwiGLU, each after an RMSNorm and added to the residual stream."""
 
     config: TransformerConfig
+    decode_attention: str
 
     @nn.compact
     def __call__(
@@ -103,13 +115,14 @@ class Block(nn.Module):
             heads, [config.num_heads, config.num_heads + config.num_kv_heads], axis=2
         )
         queries, keys = _rotate(queries, angles), _rotate(keys, angles)
+        key_slot_axis = attention.CACHE_LAYOUTS[self.decode_attention].key_slot_axis
         if num_tokens == 1:
-            cache = _write_token(cache, keys[:, 0], values[:, 0], positions[:, 0])
+            cache = _write_token(cache, keys[:, 0], values[:, 0], positions[:, 0], key_slot_axis)
             attended = attention.decode_attention(
-                queries[:, 0], cache.keys, cache.values, positions[:, 0]
+                queries[:, 0], cache.keys, cache.values, positions[:, 0], self.decode_attention
             )[:, None]
         else:
-            cache = _write_prompt(cache, keys, values)
+            cache = _write_prompt(cache, keys, values, key_slot_axis)
             attended = jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
         stream += attended.reshape(batch_size, num_tokens, query_rows) @ attention_output
 
@@ -120,31 +133,39 @@ class Block(nn.Module):
 
 
 def _write_token(
-    cache: LayerCache, keys: jax.Array, values: jax.Array, positions: jax.Array
+    cache: LayerCache,
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    key_slot_axis: int,
 ) -> LayerCache:
     """Writes one token a row, [B, num_kv_heads, head_size], into slot ``positions``."""
     rows = jnp.arange(len(positions))
+    between = (slice(None),) * (key_slot_axis - 1)
     new_keys, new_values, start = [], [], 0
     for block_keys, block_values in zip(cache.keys, cache.values, strict=True):
-        size = block_keys.shape[-1]
+        size = block_values.shape[2]
         # A row whose slot lies in another block writes past the end of this one: it is dropped.
         inside = (positions >= start) & (positions < start + size)
         slots = jnp.where(inside, positions - start, size)
-        new_keys.append(block_keys.at[rows, :, :, slots].set(keys, mode="drop"))
+        new_keys.append(block_keys.at[rows, *between, slots].set(keys, mode="drop"))
         new_values.append(block_values.at[rows, :, slots].set(values, mode="drop"))
         start += size
     return LayerCache(tuple(new_keys), tuple(new_values))
 
 
-def _write_prompt(cache: LayerCache, keys: jax.Array, values: jax.Array) -> LayerCache:
+def _write_prompt(
+    cache: LayerCache, keys: jax.Array, values: jax.Array, key_slot_axis: int
+) -> LayerCache:
     """Writes whole prompts, [B, P, num_kv_heads, head_size], into slots 0..P-1."""
-    keys, values = jnp.moveaxis(keys, 1, 3), jnp.moveaxis(values, 1, 2)
+    keys, values = jnp.moveaxis(keys, 1, key_slot_axis), jnp.moveaxis(values, 1, 2)
+    before = (slice(None),) * key_slot_axis
     new_keys, new_values, start = [], [], 0
     for block_keys, block_values in zip(cache.keys, cache.values, strict=True):
-        part = slice(start, start + block_keys.shape[-1])
-        prompt_keys, prompt_values = keys[..., part], values[:, :, part]
-        length = prompt_keys.shape[-1]
-        new_keys.append(block_keys.at[..., :length].set(prompt_keys))
+        part = slice(start, start + block_values.shape[2])
+        prompt_keys, prompt_values = keys[*before, part], values[:, :, part]
+        length = prompt_values.shape[2]
+        new_keys.append(block_keys.at[*before, :length].set(prompt_keys))
         new_values.append(block_values.at[:, :, :length].set(prompt_values))
         start = part.stop
     return LayerCache(tuple(new_keys), tuple(new_values))
@@ -158,6 +179,7 @@ class Transformer(nn.Module):
     """
 
     config: TransformerConfig
+    decode_attention: str  # one of attention.IMPLEMENTATIONS
 
     @nn.compact
     def __call__(
@@ -179,7 +201,7 @@ class Transformer(nn.Module):
         angles = _rotary_angles(config, positions)
         new_cache = []
         for index, layer_cache in enumerate(cache):
-            block = Block(config, name=f"layer_{index}")
+            block = Block(config, self.decode_attention, name=f"layer_{index}")
             stream, layer_cache = block(stream, positions, angles, layer_cache)
             new_cache.append(layer_cache)
         last = jnp.take_along_axis(stream, (lengths - 1)[:, None, None], axis=1)[:, 0]

@@ -31,7 +31,7 @@ def config(model_folder, tmp_path):
     return BenchConfig(
         model=model_folder,
         batch_sizes=("1", "3"),
-        num_slots=40,
+        cache_slots=40,
         top_k=20,
         repeats=1,
         reference=False,
@@ -68,6 +68,48 @@ def test_reference_is_timed_where_it_is_installed(config):
     )
 
 
+@pytest.mark.slow
+def test_engine_and_lockstep_sample_the_same(model_folder, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("One two three.\nThe cat sat.\n")
+    config = BenchConfig(
+        what="engine",
+        model=model_folder,
+        forms=("lockstep", "engine"),
+        prompts_file=str(prompts),
+        num_chains=3,
+        num_slots=4,
+        num_stages=2,
+        stage_length=5,
+        steps_per_stage=2,
+        top_k=20,
+        repeats=1,
+        usual_proposals=2 if HAS_REFERENCE else 0,
+    )
+    result = bench.run_bench(config)
+    lockstep, engine = result["forms"]
+    for form in (lockstep, engine):
+        assert form["equal_traces"] == form["chains"] == 6
+        assert form["attempted"] == lockstep["attempted"]
+        assert form["proposed"] >= form["decoded"] + form["replayed"]
+    assert lockstep["ratio_to_lockstep"] == 1
+    assert engine["decoded"] < lockstep["decoded"]
+    assert engine["replayed"] > 0
+    assert lockstep["replayed"] == lockstep["saved"] == lockstep["discarded"] == 0
+    assert engine["share_of_ideal"] <= 1
+    # The peak is what the arguments take and the row through which rows are copied.
+    memory = result["memory"]
+    assert memory["peak"] >= memory["weights"] + memory["banks"]
+    assert memory["peak"] < memory["weights"] + 2 * memory["banks"]
+    if HAS_REFERENCE:
+        usual = result["usual_way"]
+        assert usual["proposals_of_the_run"] == engine["attempted"]
+        assert usual["ratio_to_usual_way"] == pytest.approx(
+            usual["seconds_per_proposal"] * engine["attempted"] / engine["seconds"]
+        )
+    assert len(capsys.readouterr().out.splitlines()) > 10
+
+
 def test_products_of_a_step_count_every_matrix_once(model_folder):
     model = load_model(model_folder)
     shape = model.config
@@ -89,9 +131,12 @@ def test_products_of_a_step_count_every_matrix_once(model_folder):
     [
         ({"batch_sizes": ("1", "many")}, "--batch_sizes=1,many"),
         ({"batch_sizes": ("0",)}, "--batch_sizes=0"),
-        ({"num_slots": 32}, "--num_slots=32"),
+        ({"cache_slots": 32}, "--cache_slots=32"),
         ({"repeats": 0}, "--repeats=0"),
         ({"model": "nowhere"}, "--model=nowhere"),
+        ({"what": "engine", "forms": ("lockstep", "magic")}, "--forms=lockstep,magic"),
+        ({"what": "engine", "num_slots": 0}, "--num_slots=0"),
+        ({"what": "engine", "usual_proposals": 1}, "--usual_proposals=1"),
     ],
 )
 def test_bad_setting(config, changes, message):

@@ -3,21 +3,16 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ecmh_jax import (
-    acceptance,
-    cut,
+    compiled,
     ecmh,
     make_tuning,
-    random_keys,
-    sample,
-    suffix,
-    token_law,
+    sampling,
 )
-from tests import enumeration, oracle, toy_chains
+from tests import enumeration, kernel_mutants, oracle, toy_chains
 from tests.toy_models import random_toy_model, toy_language_model
 
 DRAWS = 4096  # chains started from every state
@@ -118,155 +113,22 @@ def test_kernel_has_the_enumerated_transitions(case):
 TELLING = Case(seed=6, power=2.0, proposal_temperature=0.4, eos_boost=-1.0)
 
 
-def capped_at_current_length(patch):
-    original = suffix.draw_suffix
-
-    def draw(
-        model, config, params, tuning, keys, current, divergence, prompt_length, horizon, *rest
-    ):
-        horizon = jnp.minimum(horizon, current.length)
-        return original(
-            model, config, params, tuning, keys, current, divergence, prompt_length, horizon, *rest
-        )
-
-    patch.setattr(suffix, "draw_suffix", draw)
-
-
-def sliced_suffix(patch):
-    original = suffix.draw_suffix
-
-    def draw(model, config, params, tuning, keys, current, *rest):
-        drawn = original(model, config, params, tuning, keys, current, *rest)
-        slots = jnp.arange(config.num_slots)[None]
-        cut_off = (slots >= drawn.trace.length[:, None]) & (slots < current.length[:, None])
-        forgotten = jnp.where(cut_off, current.log_weight, 0.0).sum(axis=-1)
-        return drawn._replace(log_ratio=drawn.log_ratio + forgotten)
-
-    patch.setattr(suffix, "draw_suffix", draw)
-
-
-def eos_masked_at_the_cut(patch):
-    # The published sampler forbids end-of-sequence as the first token of a proposal.
-    original = suffix.draw_suffix
-
-    def draw_suffix(model, config, *arguments):
-        first = arguments[-2].trace.length
-
-        def decode(params, tokens, positions, cache):
-            logits, cache = model.decode(params, tokens, positions, cache)
-            masked = logits.at[:, config.eos_ids[0]].set(-jnp.inf)
-            return jnp.where((positions == first - 1)[:, None], masked, logits), cache
-
-        masking = model._replace(decode=decode)
-        return original(masking, config, *arguments)
-
-    patch.setattr(suffix, "draw_suffix", draw_suffix)
-
-
-def cut_term_left_out(patch):
-    def log_ratio(ratio, num_cuts, uniform_mix):
-        return ratio.log_reverse + ratio.log_weight_sum
-
-    def begin(*arguments):
-        ratio = original(*arguments)
-        return ratio._replace(log_reverse=ratio.log_reverse + arguments[3])
-
-    original = acceptance.begin
-    patch.setattr(acceptance, "begin", begin)
-    patch.setattr(acceptance, "log_ratio", log_ratio)
-
-
-def untruncated_q(patch):
-    original = token_law.draw_token
-
-    def draw_token(logits, uniforms, power, inverse_temperature, excluded, top_k):
-        drawn = original(logits, uniforms, power, inverse_temperature, excluded, top_k)
-        tempered = jax.nn.log_softmax(inverse_temperature[:, None] * logits, axis=-1)
-        log_q = jnp.take_along_axis(tempered, drawn.token[:, None], axis=-1)[:, 0]
-        return drawn._replace(log_weight=power * drawn.log_prob - log_q)
-
-    patch.setattr(token_law, "draw_token", draw_token)
-
-
-def reused_key(patch):
-    # One number decides both where to cut and whether to accept.
-    patch.setattr(random_keys, "accept_uniform", random_keys.cut_uniform)
-
-
-def off_by_one_at_eos(patch):
-    original = cut.num_uniform_cuts
-
-    def num_uniform_cuts(prompt_length, length, cut_first_token):
-        return jnp.maximum(original(prompt_length, length, cut_first_token) - 1, 1)
-
-    def begin(log_weight, entropy, law, log_cut, cut_slot, divergence, length):
-        return original_begin(log_weight, entropy, law, log_cut, cut_slot, divergence, length - 1)
-
-    original_begin = acceptance.begin
-    patch.setattr(cut, "num_uniform_cuts", num_uniform_cuts)
-    patch.setattr(acceptance, "begin", begin)
-
-
-def stale_cache_row(patch):
-    original = ecmh._select
-
-    def select(rows, new, old):
-        keep_rejected = not isinstance(new, tuple)  # the toy's cache is one array, a trace is not
-        return new if keep_rejected else original(rows, new, old)
-
-    patch.setattr(ecmh, "_select", select)
-
-
-def excluded_token_forgotten(patch):
-    original = token_law.draw_token
-
-    def draw_token(logits, uniforms, power, inverse_temperature, excluded, top_k):
-        nothing = jnp.full_like(excluded, -1)
-        return original(logits, uniforms, power, inverse_temperature, nothing, top_k)
-
-    patch.setattr(token_law, "draw_token", draw_token)
-
-
-def bound_used_outside_its_range(patch):
-    def always(power, inverse_temperature):
-        return jnp.ones_like(power, bool)
-
-    patch.setattr(token_law, "weights_are_bounded", always)
-
-
-def bound_without_the_cut_term(patch):
-    # Rejects on the weights alone, which do not bound a ratio whose cut term is positive.
-    original_begin, original_ratio = acceptance.begin, acceptance.log_ratio
-
-    def begin(log_weight, entropy, law, log_cut, *slots):
-        ratio = original_begin(log_weight, entropy, law, log_cut, *slots)
-        return ratio._replace(
-            log_reverse=ratio.log_reverse + log_cut,
-            log_cut_weight=ratio.log_cut_weight - log_cut,
-        )
-
-    def log_ratio(ratio, num_cuts, uniform_mix):
-        weights_alone = ratio.log_reverse + ratio.log_weight_sum
-        return jnp.minimum(original_ratio(ratio, num_cuts, uniform_mix), weights_alone)
-
-    patch.setattr(acceptance, "begin", begin)
-    patch.setattr(acceptance, "log_ratio", log_ratio)
-
-
 MUTANTS = {
-    capped_at_current_length: TELLING,
-    sliced_suffix: TELLING,
-    eos_masked_at_the_cut: TELLING,
-    cut_term_left_out: TELLING,
-    untruncated_q: dataclasses.replace(CASES[3], power=2.0, proposal_temperature=1.0),
-    reused_key: TELLING,
-    off_by_one_at_eos: TELLING,
-    stale_cache_row: TELLING,
-    excluded_token_forgotten: TELLING,
-    bound_used_outside_its_range: dataclasses.replace(
+    kernel_mutants.capped_at_current_length: TELLING,
+    kernel_mutants.sliced_suffix: TELLING,
+    kernel_mutants.eos_masked_at_the_cut: TELLING,
+    kernel_mutants.cut_term_left_out: TELLING,
+    kernel_mutants.untruncated_q: dataclasses.replace(
+        CASES[3], power=2.0, proposal_temperature=1.0
+    ),
+    kernel_mutants.reused_key: TELLING,
+    kernel_mutants.off_by_one_at_eos: TELLING,
+    kernel_mutants.stale_cache_row: TELLING,
+    kernel_mutants.excluded_token_forgotten: TELLING,
+    kernel_mutants.bound_used_outside_its_range: dataclasses.replace(
         TELLING, power=1.0, proposal_temperature=0.25
     ),
-    bound_without_the_cut_term: dataclasses.replace(TELLING, uniform_mix=0.0),
+    kernel_mutants.bound_without_the_cut_term: dataclasses.replace(TELLING, uniform_mix=0.0),
 }
 
 
@@ -277,6 +139,23 @@ def test_mutant_is_killed(mutant, monkeypatch):
     assert excess(case) > 0
 
 
+def run_lockstep(seed, model, tuning, config):
+    """The whole schedule in lockstep; a chain for each number of the tuning."""
+    num_chains = len(tuning.power)
+    language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
+    identity = np.arange(num_chains, dtype=np.int32)
+    return compiled.run(
+        jax.random.key(seed),
+        params,
+        *toy_chains.toy_prompts(num_chains),
+        np.zeros_like(identity),
+        identity,
+        tuning,
+        model=language_model,
+        config=config,
+    )
+
+
 @pytest.mark.parametrize("refine_finished", [False, True])
 @pytest.mark.parametrize("sampler", ["entropy_cut", "uniform_cut"])
 def test_schedule_has_the_enumerated_final_law(sampler, refine_finished):
@@ -285,18 +164,8 @@ def test_schedule_has_the_enumerated_final_law(sampler, refine_finished):
     config = toy_chains.toy_config(
         model, num_stages=2, steps_per_stage=2, top_k=2, refine_finished=refine_finished
     )
-    language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
-    prompts, lengths = toy_chains.toy_prompts(num_chains)
-    result = sample(
-        jax.random.key(3),
-        language_model,
-        params,
-        prompts,
-        lengths,
-        make_tuning(num_chains, power=2.0, cut_power=1.0),
-        config,
-        sampler,
-    )
+    tuning = make_tuning(num_chains, power=2.0, cut_power=1.0)
+    result = run_lockstep(3, model, *sampling.specialise(sampler, tuning, config))
     expected = oracle.final_law(
         model,
         2,
@@ -318,22 +187,12 @@ def test_schedule_has_the_enumerated_final_law(sampler, refine_finished):
 def test_total_variation_falls_to_the_noise_floor():
     model = random_toy_model(np.random.default_rng(33), 3, 5, eos_boost=-2.0)
     num_chains = 10_000
-    language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
-    prompts, lengths = toy_chains.toy_prompts(num_chains)
     space = enumeration.state_space(model, model.horizon)
     expected = oracle.target(model, model.horizon, power=4.0)
     distances = []
     for steps in (0, 2, 8, 64):
         config = toy_chains.toy_config(model, steps_per_stage=steps, refine_finished=True)
-        result = sample(
-            jax.random.key(4),
-            language_model,
-            params,
-            prompts,
-            lengths,
-            make_tuning(num_chains, power=4.0),
-            config,
-        )
+        result = run_lockstep(4, model, make_tuning(num_chains, power=4.0), config)
         rows = toy_chains.rows_of(result.trace, space)
         frequency = np.bincount(rows, minlength=len(space.states)) / num_chains
         distances.append(oracle.total_variation(frequency, expected))

@@ -55,7 +55,7 @@ def name_of(path: pathlib.Path) -> str:
 def test_there_is_something_to_look_at():
     assert len(source_files("ecmh_jax")) > 5
     assert len(source_files("models")) > 5
-    assert "ecmh_jax.acceptance" in imported_modules(ROOT / "ecmh_jax" / "ecmh.py")
+    assert "ecmh_jax.acceptance" in imported_modules(ROOT / "ecmh_jax" / "transition.py")
     assert uses_of_jit(ROOT / "ecmh_jax" / "compiled.py")
 
 

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import ecmh_jax
-from experiments import chains as chains_lib
+from ecmh_jax import chain_queue
 from experiments import prompts as prompts_lib
-from experiments import text_report
+from experiments import run_folder, text_report
 from experiments.sample import SampleConfig, run_sample
 from models.load import load_model
 from tests import tiny_checkpoints
@@ -45,7 +46,7 @@ def config(model_folder, tmp_path):
         model=model_folder,
         prompt=PROMPTS,
         num_chains=3,
-        num_slots=5,  # 9 chains: two batches, the second with a row to spare
+        num_slots="5",  # fewer than the 9 chains of a sampler
         max_new_tokens=12,
         num_stages=3,
         steps_per_stage=4,
@@ -67,13 +68,12 @@ def test_folder_holds_every_chain(config):
     result = run_sample(config, "--seed=0\n")
     rows = read_rows(config)
     assert rows == result["rows"]
-    assert set(by_chain(rows)) == {
+    assert [(row["sampler"], row["prompt_id"], row["chain"]) for row in rows] == [
         (sampler, prompt, chain)
         for sampler in config.sampler
         for prompt in range(3)
         for chain in range(3)
-    }
-    assert len(rows) == 27
+    ]
     with open(f"{config.output_dir}/summary.json", encoding="utf-8") as file:
         summary = json.load(file)
     assert summary == {key: value for key, value in result.items() if key != "rows"}
@@ -86,6 +86,35 @@ def test_folder_holds_every_chain(config):
         assert numbers["mean_log_prob"] == pytest.approx(
             np.mean([row["log_prob"] for row in of_sampler]), abs=1e-4
         )
+
+
+def test_what_it_cost(config):
+    summary = run_sample(config)
+    memory = summary["memory"]
+    assert memory["num_slots"] == 5
+    assert memory["total_bytes"] == memory["weights_bytes"] + 5 * memory["slot_bytes"]
+    for sampler, numbers in summary["samplers"].items():
+        rows = [row for row in summary["rows"] if row["sampler"] == sampler]
+        for row in rows:
+            assert row["proposed_tokens"] == sum(
+                row[f"{kind}_tokens"] for kind in ("decoded", "replayed", "saved")
+            )
+            assert 0 < row["forwards"] <= numbers["forwards"]
+        for name in ("proposed_tokens", "decoded_tokens", "flops"):
+            assert numbers[name] == sum(row[name] for row in rows) > 0
+        # Counted by the device in every decode step, and by each chain for itself.
+        assert numbers["slot_utilisation"] == pytest.approx(
+            (numbers["decoded_tokens"] + numbers["discarded_tokens"]) / (5 * numbers["forwards"]),
+            abs=1e-4,
+        )
+        assert numbers["effective_tokens_per_second"] >= numbers["tokens_per_second"] > 0
+    assert summary["samplers"]["standard"]["standard_samples_per_chain"] == 1.0
+    assert summary["samplers"]["entropy_cut"]["standard_samples_per_chain"] > 1.0
+
+
+def test_slots_by_themselves(config):
+    changes = {"num_slots": "auto", "sampler": ("standard",), "output_dir": None}
+    assert run_sample(dataclasses.replace(config, **changes))["memory"]["num_slots"] == 9
 
 
 def test_rows_are_consistent(config):
@@ -106,7 +135,7 @@ def test_rows_are_consistent(config):
 
 
 def test_rows_equal_the_library(config, model_folder):
-    rows = by_chain(run_sample(dataclasses.replace(config, num_slots=9))["rows"])
+    rows = by_chain(run_sample(dataclasses.replace(config, num_slots="9"))["rows"])
     model = load_model(model_folder)
     prompts = prompts_lib.encode_prompts(PROMPTS, model, chat=None, pad_id=2)
     prompt_ids, chain_ids = np.repeat(np.arange(3), 3), np.tile(np.arange(3), 3)
@@ -136,6 +165,13 @@ def test_rows_equal_the_library(config, model_folder):
             start, end = prompts.lengths[prompt], result.trace.length[index]
             assert row["tokens"] == result.trace.tokens[index, start:end].tolist()
             assert row["accepted"] == result.stats.accepted[index]
+            info = jax.tree.map(lambda field, index=index: field[..., index], result.info)
+            taken = [tuple(place) for place in np.argwhere(info.attempted)]
+            assert len(row["steps"]) == len(taken)
+            for place, step in zip(taken, row["steps"], strict=True):
+                record = (info.cut, info.divergence, info.accepted)
+                assert step[:5] == [place[0] + 1, place[1] + 1, *(r[place] for r in record)]
+                assert step[5] == pytest.approx(float(info.log_ratio[place]), abs=1e-5)
 
 
 def test_a_rerun_repeats_every_row(config):
@@ -152,20 +188,28 @@ def test_refined_chains_finish_at_the_end(config):
     assert all(row["attempted"] == 12 for row in refined)
 
 
+def stop_chains(monkeypatch, error):
+    """Raises ``error`` once a chain of the last sampler, but not all of them, has finished."""
+    original = chain_queue.run_queue
+
+    def run_queue(rng_key, model, params, chains, config, *arguments):
+        for update in original(rng_key, model, params, chains, config, *arguments):
+            yield update
+            if config.steps_per_stage and update.finished:
+                raise error
+
+    monkeypatch.setattr(chain_queue, "run_queue", run_queue)
+
+
 def test_interrupt_keeps_finished_chains(config, monkeypatch):
-    original = chains_lib.advance
-
-    def advance(*arguments):
-        for index, report in enumerate(original(*arguments)):
-            if report.info is not None and index == 3:
-                raise KeyboardInterrupt
-            yield report
-
-    monkeypatch.setattr(chains_lib, "advance", advance)
+    stop_chains(monkeypatch, KeyboardInterrupt)
     result = run_sample(config)
     assert result["interrupted"]
     finished = by_chain(read_rows(config))
-    assert len(finished) == 18  # both one-stage samplers, none of the chains
+    assert result["rows"] == list(finished.values())
+    of_chains = [row for row in finished.values() if row["sampler"] == "entropy_cut"]
+    assert len(finished) == 18 + len(of_chains)  # both one-stage samplers
+    assert 0 < len(of_chains) < 9
     with open(f"{config.output_dir}/summary.json", encoding="utf-8") as file:
         assert json.load(file)["interrupted"]
     text = text_report.describe(result, seconds=1.0)
@@ -173,9 +217,35 @@ def test_interrupt_keeps_finished_chains(config, monkeypatch):
     assert "entropy_cut" in text
 
 
+def test_out_of_memory_names_the_flag(config, monkeypatch):
+    stop_chains(monkeypatch, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+    with pytest.raises(ValueError, match=r"--num_slots=5, which was estimated at .* try at most"):
+        run_sample(config)
+    assert len(read_rows(config)) > 18  # what had finished is kept
+
+
+def test_a_folder_without_rows_may_be_used_again(config, monkeypatch):
+    def run_queue(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain_queue, "run_queue", run_queue)
+        with pytest.raises(ValueError, match="--num_slots=5"):
+            run_sample(config)
+    run_sample(dataclasses.replace(config, num_slots="2", sampler=("standard",)))
+    assert len(read_rows(config)) == 9
+
+
+def test_another_error_of_the_device_is_not_hidden(config, monkeypatch):
+    stop_chains(monkeypatch, jax.errors.JaxRuntimeError("INTERNAL: broken"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        run_sample(config)
+
+
 def test_report_shows_what_was_asked_for(config):
     text = text_report.describe(run_sample(config), seconds=1.0)
-    for part in (*PROMPTS, *config.sampler, "accepted by stage", "cuts by position", "decoded"):
+    parts = ("accepted by stage", "cuts by position", "decoded", "busy", "FLOP", "5 slots of")
+    for part in (*PROMPTS, *config.sampler, *parts):
         assert part in text
 
 
@@ -221,7 +291,8 @@ def test_bad_prompts_file(tmp_path, name, content, message):
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 4000}, "top_k is 4000; expected at most"),
         ({"num_chains": 0}, "--num_chains=0"),
-        ({"num_slots": 0}, "--num_slots=0"),
+        ({"num_slots": "0"}, "--num_slots=0; expected 'auto' or a number"),
+        ({"num_slots": "many"}, "--num_slots=many; expected 'auto' or a number"),
         ({"max_new_tokens": 126}, "lower --max_new_tokens"),
         ({"prompt": ("fine", " \n")}, "prompt 1 is"),
         ({"prompts_file": "x.txt"}, "both given"),
@@ -239,6 +310,21 @@ def test_finished_work_is_not_overwritten(config):
     with pytest.raises(ValueError, match=r"already holds traces\.jsonl"):
         run_sample(config)
     assert read_rows(config) == before
+
+
+def test_rows_are_not_rewritten_all_the_time(tmp_path, monkeypatch):
+    # Begun and ended: the first update takes 1 s, so the next is not due before 21 s.
+    clock = iter([0.0, 1.0, 20.9, 21.1, 21.2])
+    monkeypatch.setattr(run_folder, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    folder, rows = run_folder.RunFolder(str(tmp_path), ""), [{"row": 1}]
+    written = []
+    for _ in range(3):
+        folder.update_rows(rows)
+        written.append(len((tmp_path / "traces.jsonl").read_text("utf-8").splitlines()))
+        rows.append({"row": len(rows) + 1})
+    assert written == [1, 1, 3]
+    folder.write_rows(rows)
+    assert len((tmp_path / "traces.jsonl").read_text("utf-8").splitlines()) == 4
 
 
 def test_help_lists_every_field_as_a_flag():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import attention, load
+from models import load
 from models.config import TransformerConfig
 from models.language_model import build_language_model
 from tests import tiny_checkpoints
@@ -199,34 +199,6 @@ def test_no_gradient_flows_to_later_tokens():
         assert (gradient[length:] == 0).all()
 
 
-@pytest.fixture
-def blocks_for_small_batches(monkeypatch):
-    """Splits the cache of a batch that is too small for it otherwise."""
-    monkeypatch.setattr(attention, "_LEAST_BATCH", 1)
-
-
-def test_small_batches_have_one_block():
-    assert attention.block_sizes(3, 1100) == (1100,)
-    assert attention.block_sizes(64, 320) == (128, 128, 64)
-
-
-@pytest.mark.usefixtures("blocks_for_small_batches")
-def test_decoding_reads_no_slot_after_its_own():
-    params, model = random_params(CONFIG), build_language_model(CONFIG, jnp.float32)
-    prompt, lengths = jnp.asarray(TOKENS[:, :5], jnp.int32), jnp.array([2, 5, 3], jnp.int32)
-    _, clean = jax.jit(model.prefill)(params, prompt, lengths, model.init_cache(3, 140))
-    stale = tuple(
-        layer._replace(
-            keys=(layer.keys[0].at[..., 5:].set(1e4), layer.keys[1] + 1e4),
-            values=(layer.values[0].at[:, :, 5:].set(7.0), layer.values[1] + 7.0),
-        )
-        for layer in clean
-    )
-    decode = jax.jit(model.decode)
-    arguments = params, jnp.array([1, 2, 3], jnp.int32), lengths - 1
-    np.testing.assert_array_equal(decode(*arguments, clean)[0], decode(*arguments, stale)[0])
-
-
 def test_decoding_a_token_again_changes_nothing():
     params, model = random_params(CONFIG), build_language_model(CONFIG, jnp.float32)
     prompt, lengths = jnp.asarray(TOKENS[:, :5], jnp.int32), jnp.array([2, 5, 3], jnp.int32)
@@ -237,60 +209,6 @@ def test_decoding_a_token_again_changes_nothing():
     again, twice = decode(*arguments, once)
     np.testing.assert_array_equal(logits, again)
     jax.tree.map(np.testing.assert_array_equal, once, twice)
-
-
-NUM_SLOTS = [5, 128, 150, 257, 1100]  # one block, full blocks, a short last one, large ones
-
-
-@pytest.mark.usefixtures("blocks_for_small_batches")
-@pytest.mark.parametrize("num_slots", NUM_SLOTS)
-def test_windowed_attention_equals_softmax(num_slots):
-    rng = np.random.default_rng(num_slots)
-    queries = rng.normal(size=(3, 6, 4)).astype(np.float32)
-    keys = rng.normal(size=(3, 2, 4, num_slots)).astype(np.float32)
-    values = rng.normal(size=(3, 2, num_slots, 4)).astype(np.float32)
-    for positions in ([0, num_slots // 2, num_slots - 1], [num_slots - 1, 1, 0], [2, 1, 0]):
-        expected = np.empty_like(queries)
-        for row, last in enumerate(positions):
-            for head in range(6):
-                scores = queries[row, head] @ keys[row, head // 3, :, : last + 1] / 2.0
-                weights = np.exp(scores - scores.max())
-                expected[row, head] = weights @ values[row, head // 3, : last + 1] / weights.sum()
-        sizes = attention.block_sizes(3, num_slots)
-        assert sum(sizes) == num_slots
-        ends = np.cumsum(sizes)[:-1]
-        found = jax.jit(attention.decode_attention)(
-            queries,
-            tuple(np.split(keys, ends, axis=3)),
-            tuple(np.split(values, ends, axis=2)),
-            jnp.array(positions, jnp.int32),
-        )
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-
-
-@pytest.mark.usefixtures("blocks_for_small_batches")
-def test_a_row_does_not_depend_on_its_neighbours_positions():
-    num_slots = 300
-    params, model = random_params(CONFIG), build_language_model(CONFIG, jnp.float32)
-    rng = np.random.default_rng(1)
-    cache = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype),
-        model.init_cache(3, num_slots),
-    )
-    decode = jax.jit(model.decode)
-
-    def first_row(positions, tokens):
-        logits, new_cache = decode(
-            params, jnp.array(tokens, jnp.int32), jnp.array(positions, jnp.int32), cache
-        )
-        return [logits[0], *(leaf[0] for leaf in jax.tree.leaves(new_cache))]
-
-    for position in (0, 127, 128, 200, 299):
-        alone = first_row([position, 0, 0], [4, 4, 4])
-        for others in ([64, 3], [299, 127], [20, 256]):
-            beside = first_row([position, *others], [4, 9, 2])
-            for left, right in zip(alone, beside, strict=True):
-                np.testing.assert_array_equal(left, right)
 
 
 def test_bfloat16_keeps_float32_logits():

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from ecmh_jax import ecmh
+from ecmh_jax import transition
 from ecmh_jax.base import Config, State, Trace, Tuning
 from tests import enumeration
 from tests.toy_models import ToyModel, toy_language_model
@@ -25,7 +25,7 @@ def toy_config(model: ToyModel, **settings) -> Config:
 
 def toy_prompts(num_chains: int) -> tuple[np.ndarray, np.ndarray]:
     """Prompts [B, P] that differ from row to row, and their lengths [B]."""
-    prompts = np.arange(num_chains * PROMPT_SLOTS, dtype=np.int32) % 3
+    prompts = np.arange(num_chains * PROMPT_SLOTS, dtype=np.int32) % 2
     lengths = np.full(num_chains, NUM_PROMPT_TOKENS, np.int32)
     return prompts.reshape(num_chains, PROMPT_SLOTS), lengths
 
@@ -42,9 +42,12 @@ def state_on(
     language_model, params = toy_language_model(model, NUM_PROMPT_TOKENS)
     prompts, lengths = toy_prompts(num_chains)
     identity = jnp.arange(num_chains)
-    state = ecmh.init(
-        language_model,
-        params,
+    # Prefilled side by side: row by row, as a run does it, is slow for so many.
+    _, cache = language_model.prefill(
+        params, prompts, lengths, language_model.init_cache(num_chains, config.num_slots)
+    )
+    state = transition.empty_state(
+        cache,
         jnp.asarray(prompts),
         jnp.asarray(lengths),
         jnp.zeros_like(identity),
