@@ -129,7 +129,8 @@ def init_slots(model: LanguageModel, num_slots: int, config: Config) -> Slots:
         count,
         config,
     )._replace(frozen=jnp.ones((num_slots,), bool))
-    keys = transition.step_keys(jax.random.key(0), chains)
+    # The kind that ``checks.check_key`` asks of a run, whatever JAX's default is.
+    keys = transition.step_keys(jax.random.key(0, impl="threefry2x32"), chains)
     plan, planned = transition.begin_extension(keys, chains, config)
     record = (num_slots, config.num_stages, config.steps_per_stage)
     whole, real, flag = (jnp.zeros(record, dtype) for dtype in (jnp.int32, jnp.float32, bool))
@@ -222,7 +223,7 @@ def build_tick(model: LanguageModel, config: Config, num_steps: int):
 
 
 def collect(slots: Slots, row: jax.Array) -> Finished:
-    """Reads the chain of slot ``row``, an int32; it stays in its slot until another is admitted."""
+    """Reads the chain of slot ``row``, an int32; it stays there until the slot is used again."""
     chains = slots.chains
     return jax.tree.map(
         lambda leaf: leaf[row],

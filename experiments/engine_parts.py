@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ecmh_jax import compiled, engine, token_law
 from ecmh_jax.base import Config
 from ecmh_jax.chain_queue import Chains
 from ecmh_jax.engine import Arrivals, Slots
+from experiments.memory import tree_bytes
 from models import attention
 from models.load import LoadedModel
 
@@ -62,7 +62,8 @@ def memory_of_tick(
 
     Returns:
       "weights", "banks", "other_slot_arrays", "temporary" (what XLA allocates beside arguments and
-      results), "peak" (arguments, results that share no memory with them, and temporaries).
+      results), "peak" (arguments, results that share no memory with them, and temporaries); the
+      last two where the backend tells.
     """
     slots = jax.eval_shape(
         functools.partial(engine.init_slots, model.language_model, num_slots, run)
@@ -77,17 +78,16 @@ def memory_of_tick(
         num_steps=steps_per_tick,
     ).compile()
     analysis = program.memory_analysis()
-    if analysis is None:  # a backend that keeps no account
-        raise ValueError(
-            f"{jax.default_backend()} does not say what a program allocates: --noparts"
-        )
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    banks = _bytes(slots.chains.cache) + _bytes(slots.cache)
-    fresh_results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {
-        "weights": weights,
+    banks = tree_bytes(slots.chains.cache) + tree_bytes(slots.cache)
+    figures = {
+        "weights": tree_bytes(model.params),
         "banks": banks,
-        "other_slot_arrays": _bytes(slots) - banks,
+        "other_slot_arrays": tree_bytes(slots) - banks,
+    }
+    if analysis is None:  # a backend that keeps no account
+        return figures
+    fresh_results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return figures | {
         "temporary": analysis.temp_size_in_bytes,
         "peak": analysis.argument_size_in_bytes + fresh_results + analysis.temp_size_in_bytes,
     }
@@ -103,20 +103,15 @@ def describe(parts: dict[str, float], memory: dict[str, int], num_slots: int) ->
     for name in ("token_law", *(f"settle_{due}" for due in _SETTLED_SLOTS)):
         lines.append(f"  {name:>10} {1e3 * parts[name]:8.2f} ms {parts[name] / network:6.1%}")
     estimate = memory["weights"] + memory["banks"]
-    lines.append(
+    text = (
         f"memory: weights {memory['weights'] / 1e6:.0f} MB, two cache banks "
-        f"{memory['banks'] / 1e6:.0f} MB, peak of the program {memory['peak'] / 1e6:.0f} MB, "
-        f"{memory['peak'] / estimate - 1:+.1%}"
+        f"{memory['banks'] / 1e6:.0f} MB"
     )
+    if "peak" in memory:
+        peak = memory["peak"]
+        text += f", peak of the program {peak / 1e6:.0f} MB, {peak / estimate - 1:+.1%}"
+    lines.append(text)
     return "\n".join(lines)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(
-        int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    )
 
 
 def _median_seconds(function: Callable[..., Any], repeats: int, *arguments: Any) -> float:

@@ -243,13 +243,7 @@ def test_an_implementation_can_be_asked_for():
 def test_the_kernel_lowers_for_a_gpu(dtype):
     arrays = random_arrays(6, 2, 300, 64, dtype)
     traced = jax.jit(decode_attention_gpu.decode_attention).trace(*arrays, jnp.zeros(4, jnp.int32))
-    try:
-        lowered = traced.lower(lowering_platforms=("cuda",))
-    except RuntimeError as error:
-        if "compilation handler" not in str(error):
-            raise
-        pytest.skip("this JAX needs its CUDA plugin to lower a Triton kernel")
-    assert "triton" in lowered.as_text()
+    assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_the_kernel_refuses_what_its_indices_cannot_count():

@@ -54,9 +54,9 @@ def test_the_queue_finds_the_programs(model, caplog):
     )
     chains = chains_lib.lay_out(prompts, 2, make_tuning(4))
     with jax.log_compiles():
-        seconds = chains_lib.compile_programs(jax.random.key(0), model, config, num_slots=3)
+        chains_lib.compile_programs(jax.random.key(0), model, config, num_slots=3)
         assert compiled_programs(caplog) == {"init_slots", "prefill", "admit", "tick", "collect"}
-        again = chains_lib.compile_programs(jax.random.key(1), model, config, num_slots=3)
+        chains_lib.compile_programs(jax.random.key(1), model, config, num_slots=3)
         assert not compiled_programs(caplog)
         finished = {}
         for update in chain_queue.run_queue(
@@ -71,4 +71,3 @@ def test_the_queue_finds_the_programs(model, caplog):
             finished |= update.finished
         assert not compiled_programs(caplog)
     assert sorted(finished) == [0, 1, 2, 3]
-    assert 0 < again < seconds

@@ -277,3 +277,9 @@ def test_mutant_is_killed(mutant, monkeypatch):
 def test_mutant_that_wastes_decode_steps_is_killed(monkeypatch):
     null_moves_left_unresolved(monkeypatch)
     assert most_idle_steps(fresh_model()) > 1
+
+
+def test_slots_take_a_runs_keys_whatever_the_default_kind():
+    with jax.default_prng_impl("rbg"):
+        slots = engine.init_slots(MODEL, 2, CONFIG)
+    assert slots.plan.keys.dtype == jax.random.key(0, impl="threefry2x32").dtype
