@@ -6,6 +6,7 @@ because the sandbox bounds neither memory nor time, in a process of their own th
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,15 @@ from models.tokenizer import Tokenizer
 
 MAX_TEMPLATE_CHARACTERS = 1 << 17  # the longest in use have some 20,000
 MAX_PROMPT_CHARACTERS = 1 << 22
+MAX_TOTAL_CHARACTERS = 1 << 24  # of all prompts of a call: 1000 of 16,000 characters
 ROLES = ("system", "user", "assistant")
+# Processor time, which other load on the machine does not use up. The longest published templates
+# take 0.02 s to compile and 0.06 ms a conversation, so that a machine ten times slower has room. A
+# call with a hostile template ends within 1.5 s, the start of the process (0.2 s) included.
+_CPU_SECONDS = 1.0
+_CPU_SECONDS_PER_CONVERSATION = 0.001
+# Wall time: for a system without such limits, and generous because an honest template may have to
+# share its processor with many others.
 _DEADLINE_SECONDS = 20.0
 _RENDERER = Path(__file__).with_name("template_renderer.py")
 _PRIVATE_USE = range(0xE000, 0xF900)
@@ -91,11 +100,15 @@ def render(template: ChatTemplate, conversations: Sequence[Sequence[Message]]) -
             f"{template.source}: the chat template has {len(template.text)} characters; expected "
             f"at most {MAX_TEMPLATE_CHARACTERS}. Pass --nochat to use the prompts as they are"
         )
+    # As in transformers, a token that the model does not have is not defined.
+    special_texts = {"bos_token": template.bos_token, "eos_token": template.eos_token}
     request = {
         "template": template.text,
         "conversations": [[dict(message) for message in chat] for chat in conversations],
-        "variables": {"bos_token": template.bos_token, "eos_token": template.eos_token},
+        "variables": {name: text for name, text in special_texts.items() if text},
         "max_characters": MAX_PROMPT_CHARACTERS,
+        "max_total_characters": MAX_TOTAL_CHARACTERS,
+        "max_cpu_seconds": _CPU_SECONDS + _CPU_SECONDS_PER_CONVERSATION * len(conversations),
     }
     # -P keeps this folder off the path of the new process, where its modules could hide others.
     command = [sys.executable, "-P", str(_RENDERER)]
@@ -111,15 +124,25 @@ def render(template: ChatTemplate, conversations: Sequence[Sequence[Message]]) -
         reply = json.loads(finished.stdout)
     except subprocess.TimeoutExpired:
         reply = {"error": f"not done after {_DEADLINE_SECONDS:g} s"}
-    except ValueError:  # no reply: it was stopped by a limit or could not start
-        last_line = finished.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        reply = {"error": last_line or f"stopped by its limits (exit code {finished.returncode})"}
+    except ValueError:  # no reply: it was stopped by a limit, crashed or could not start
+        reply = {"error": _why_it_ended(finished, request["max_cpu_seconds"])}
     if "error" in reply:
         raise ValueError(
             f"{template.source}: the chat template failed: {reply['error']}. Pass --nochat to use "
             "the prompts as they are"
         )
     return reply["texts"]
+
+
+def _why_it_ended(finished: subprocess.CompletedProcess[bytes], max_cpu_seconds: float) -> str:
+    """What to say of a renderer that ended without a reply."""
+    number = -finished.returncode
+    if number == getattr(signal, "SIGPROF", None):  # its timer
+        return f"not done after {max_cpu_seconds:.1f} s of processor time"
+    if number > 0:  # such as the stack that a value nested a million deep overflows
+        return f"it crashed the renderer ({signal.strsignal(number) or f'signal {number}'})"
+    last_line = finished.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    return last_line or f"the renderer ended with exit code {finished.returncode}"
 
 
 def _check_conversation(conversation: Sequence[Message]) -> None:

@@ -1,13 +1,16 @@
-"""Renders chat templates, as a program of its own with limits on memory and time.
+"""Renders chat templates, as a program of its own with limits on memory, time and files.
 
 Reads one JSON request from standard input and writes one JSON reply to standard output:
-``{"template", "conversations", "variables", "max_characters"}`` gives ``{"texts": [...]}`` or
-``{"error": "..."}``. Started by ``models.chat_template``, never imported: jinja2's sandbox keeps a
-template from reaching Python, but not from asking for gigabytes or for a loop without end.
+``{"template", "conversations", "variables", "max_characters", "max_total_characters",
+"max_cpu_seconds"}`` gives ``{"texts": [...]}`` or ``{"error": "..."}``. Started by
+``models.chat_template``, never imported: jinja2's sandbox keeps a template from reaching Python,
+but not from asking for gigabytes or for a loop without end.
 """
 
 import contextlib
+import importlib
 import json
+import signal
 import sys
 from typing import Any, ClassVar
 
@@ -17,8 +20,19 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-MAX_BYTES = 1 << 30
-MAX_CPU_SECONDS = 10
+# Python and jinja2 take 25 MB; the longest reply that is allowed, in its widest characters, 600 MB.
+MAX_BYTES = 768 << 20
+MAX_ERROR_CHARACTERS = 500
+# What jinja2 and its parts import when a template first needs it, which under the limits is too
+# late: no file can be opened any more.
+LATE_IMPORTS = (
+    "encodings.unicode_escape",  # any text literal
+    "html",  # striptags
+    "jinja2.constants",  # lipsum
+    "jinja2.debug",  # any error
+    "pprint",
+    "textwrap",  # wordwrap
+)
 
 
 class GenerationExtension(jinja2.ext.Extension):
@@ -31,16 +45,27 @@ class GenerationExtension(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def limit_resources() -> None:
+def limit_resources(max_cpu_seconds: float) -> None:
     """Limits this process where the system can; elsewhere the caller's deadline remains."""
+    for name in LATE_IMPORTS:
+        importlib.import_module(name)
     try:
         import resource  # Unix only
     except ImportError:
         return
-    limits = ((resource.RLIMIT_AS, MAX_BYTES), (resource.RLIMIT_CPU, MAX_CPU_SECONDS))
+    limits = (
+        (resource.RLIMIT_AS, MAX_BYTES),
+        (resource.RLIMIT_NOFILE, 0),  # should the sandbox leak, there is still nothing to read
+        (resource.RLIMIT_CORE, 0),  # a crash leaves no image of the conversations on the disk
+    )
     for kind, most in limits:
         with contextlib.suppress(ValueError, OSError):  # macOS refuses to limit memory
             resource.setrlimit(kind, (most, most))
+    # A timer, because RLIMIT_CPU knows whole seconds only and counts the start of the process.
+    # It stops long work inside C as well; an ignored or blocked signal would be inherited.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    signal.setitimer(signal.ITIMER_PROF, max_cpu_seconds)
 
 
 def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
@@ -79,6 +104,7 @@ def render(request: dict[str, Any]) -> list[str]:
     """Renders every conversation of a request."""
     template = make_environment().from_string(request["template"])
     texts = []
+    total_left = request["max_total_characters"]
     for messages in request["conversations"]:
         parts: list[str] = []
         left = request["max_characters"]
@@ -90,24 +116,38 @@ def render(request: dict[str, Any]) -> list[str]:
             **request["variables"],
         ):
             left -= len(part)
+            total_left -= len(part)
             if left < 0:
                 raise OverflowError(f"its output exceeds {request['max_characters']} characters")
+            if total_left < 0:
+                most = request["max_total_characters"]
+                raise OverflowError(f"its output exceeds {most} characters in all")
             parts.append(part)
         texts.append("".join(parts))
     return texts
 
 
+def describe(error: Exception) -> str:
+    """One line about an error, whose text may be the template's: no control characters."""
+    text = " ".join(str(error)[:MAX_ERROR_CHARACTERS].split())
+    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return f"{type(error).__name__}: {text.rstrip('.')}"
+
+
 def main() -> None:
     """Answers the one request."""
     request = json.load(sys.stdin.buffer)
-    limit_resources()
+    # Made while there is memory.
+    out_of_memory = json.dumps({"error": f"it needs more than {MAX_BYTES >> 20} MiB of memory"})
+    limit_resources(request["max_cpu_seconds"])
     try:
-        reply = {"texts": render(request)}
+        reply = json.dumps({"texts": render(request)})
     except MemoryError:
-        reply = {"error": f"it needs more than {MAX_BYTES >> 20} MiB of memory"}
+        reply = out_of_memory
     except Exception as error:  # a template can raise anything
-        reply = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-    print(json.dumps(reply))
+        reply = json.dumps({"error": describe(error)})
+    # Not in the handlers above: here what the failed template had asked for is free again.
+    print(reply)
 
 
 if __name__ == "__main__":
