@@ -18,6 +18,7 @@ REQUIREMENTS = [
 # torch and transformers are the reference that the models are compared with; without them those
 # tests skip. An unpinned torch may bring several GB of CUDA libraries.
 PARITY = ["torch==2.13.0", "transformers>=5.0"]
+QUANTISE = ["qwix>=0.1.8"]
 
 setup(
     name="ecmh_jax",
@@ -33,6 +34,11 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "parity": PARITY,
-        "dev": ["build", "pyright[nodejs]", "pytest>=8", "pytest-xdist", "ruff", *PARITY],
+        "quantise": QUANTISE,
+        "dev": [
+            *("build", "pyright[nodejs]", "pytest>=8", "pytest-xdist", "ruff"),
+            *PARITY,
+            *QUANTISE,
+        ],
     },
 )

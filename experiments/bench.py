@@ -15,7 +15,9 @@ import jax
 import ecmh_jax
 from experiments import decode_bench, engine_bench
 from experiments.launch import setting, start
+from models.attention import IMPLEMENTATIONS
 from models.load import DTYPES, LoadedModel, load_model
+from models.quantisation import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,10 @@ class BenchConfig:
     what: str = setting("decode", "Which benchmark.", ("decode", "engine"))
     model: str = setting("smollm2-135m", "As in experiments.sample.")
     dtype: str | None = setting(None, "Default: float32 on CPU, bfloat16 elsewhere.", DTYPES)
+    quantise: str | None = setting(None, "As in experiments.sample.", KINDS)
+    decode_attention: str | None = setting(
+        None, "Default: the best known for the device.", IMPLEMENTATIONS
+    )
     batch_sizes: tuple[str, ...] = setting(
         ("1", "8", "32", "64"), "Chains that decode together, separated by commas."
     )
@@ -81,7 +87,12 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     if config.output:  # before the work, not after it
         with open(config.output, "a", encoding="utf-8"):
             pass
-    model = load_model(config.model, config.dtype)
+    model = load_model(
+        config.model,
+        config.dtype,
+        quantise=config.quantise,
+        decode_attention=config.decode_attention,
+    )
     run = _run_decode if config.what == "decode" else _run_engine
     result = {"machine": describe_machine(), "model": model.source, **run(config, model)}
     if config.output:

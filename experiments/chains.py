@@ -43,11 +43,11 @@ def check(model: LoadedModel, prompts: EncodedPrompts, config: Config) -> None:
         model.language_model, model.params, config, len(prompts.lengths)
     )
     checks.check_prompts(prompts.tokens, prompts.lengths, config, vocabulary_size)
-    if config.num_slots > model.config.context_length:
+    if config.num_slots > model.config.longest_length:
         raise ValueError(
             f"the longest prompt takes {config.prompt_length} slots and --max_new_tokens is "
             f"{config.max_new_tokens}, {config.num_slots} together; expected at most "
-            f"{model.config.context_length}, the context of {model.name}: lower --max_new_tokens"
+            f"{model.config.longest_length}, the context of {model.name}: lower --max_new_tokens"
         )
 
 

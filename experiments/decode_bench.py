@@ -55,7 +55,7 @@ def run_decode_bench(
       One row a batch size, with seconds a step of each part, and the machine's own rates.
     """
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    products = _matrix_elements(model)
+    products = model.config.matrix_elements
     on_cpu = jax.default_backend() == "cpu"
     bandwidth = (_copy_bandwidth if on_cpu else _device_copy_bandwidth)(config.repeats)
     read_rate = _read_bandwidth(config.repeats)
@@ -120,13 +120,6 @@ def _seconds(function: Callable[[], Any]) -> float:
     started = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - started
-
-
-def _matrix_elements(model: LoadedModel) -> int:
-    """Multiply-adds of one token's matrix products; a tied embedding counts as the head."""
-    matrices = [leaf.size for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2]
-    untied = 0 if model.config.tied_head else model.params["embedding"].size
-    return sum(matrices) - untied
 
 
 def _copy_bandwidth(repeats: int) -> float:
@@ -236,12 +229,14 @@ def _time_token_law(model: LoadedModel, config: DecodeBenchConfig, batch_size: i
 
 
 def load_reference(model: LoadedModel) -> Any:
-    """The same weights in transformers, or None where it is not installed."""
+    """The same weights in transformers; None where it is not installed or cannot hold them."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return None
-    from models.transformers_reference import to_transformers
+    from models import transformers_reference
 
-    return to_transformers(model.config, model.params)
+    if model.quantised is not None or not transformers_reference.can_compare(model.config):
+        return None
+    return transformers_reference.to_transformers(model.config, model.params)
 
 
 def _time_reference(

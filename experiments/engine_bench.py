@@ -16,7 +16,7 @@ from experiments import chains as chains_lib
 from experiments import engine_parts, usual_way
 from experiments import prompts as prompts_lib
 from experiments.decode_bench import load_reference
-from models.load import LoadedModel
+from models.load import LoadedModel, fit_length
 
 
 class _Form(NamedTuple):
@@ -141,12 +141,13 @@ def run_engine_bench(
       ValueError: prompt and completion do not fit into the model's context.
     """
     chains, run = build_chains(prompts, config, model)
-    if run.num_slots > model.config.context_length:
+    if run.num_slots > model.config.longest_length:
         raise ValueError(
             f"--num_stages={config.num_stages} --stage_length={config.stage_length} and prompts of "
             f"{run.prompt_length} slots make {run.num_slots}; expected at most "
-            f"{model.config.context_length}, the context of {model.name}"
+            f"{model.config.longest_length}, the context of {model.name}"
         )
+    model = fit_length(model, int(prompts.lengths.max()) + run.max_new_tokens)
     rows, runs = _run_forms(model, chains, run, config, report)
     figures: dict[str, Any] = {
         "config": dataclasses.asdict(config),

@@ -14,7 +14,7 @@ from ecmh_jax.base import Config
 from ecmh_jax.chain_queue import Chains
 from ecmh_jax.engine import Arrivals, Slots
 from experiments.memory import tree_bytes
-from models import attention
+from models import attention, quantisation
 from models.load import LoadedModel
 
 _SCAN_STEPS = 4  # decode steps in one timed call
@@ -148,12 +148,9 @@ def _time_network(model: LoadedModel, run: Config, num_slots: int, repeats: int)
 
 def _time_head(model: LoadedModel, num_slots: int, repeats: int) -> float:
     table = model.params["embedding" if model.config.tied_head else "head"]
-    stream = jnp.ones((num_slots, model.config.embedding_size), table.dtype)
+    stream = jnp.ones((num_slots, model.config.embedding_size), model.dtype)
 
-    def head(table, stream):
-        return jnp.einsum("vd,bd->vb", table, stream, preferred_element_type=jnp.float32).T
-
-    return _median_seconds(jax.jit(head), repeats, table, stream)
+    return _median_seconds(jax.jit(quantisation.logits), repeats, table, stream)
 
 
 def _time_attention(model: LoadedModel, run: Config, num_slots: int, repeats: int) -> float:
@@ -162,7 +159,9 @@ def _time_attention(model: LoadedModel, run: Config, num_slots: int, repeats: in
     cache = model.language_model.init_cache(num_slots, run.num_slots)
     positions = jnp.full((num_slots,), run.num_slots - 1)
     queries = jnp.ones((num_slots, config.num_heads, config.head_size), model.dtype)
-    implementation = attention.implementation(jax.devices(), model.dtype, config.head_size)
+    implementation = attention.implementation(
+        jax.devices(), model.dtype, config, model.decode_attention
+    )
 
     @jax.jit
     def attend_all(queries, cache):

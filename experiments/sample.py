@@ -21,7 +21,8 @@ from experiments import summaries, text_report
 from experiments.launch import setting, start
 from experiments.progress import Progress
 from experiments.run_folder import RunFolder
-from models.load import DTYPES, LoadedModel, load_model
+from models.load import DTYPES, LoadedModel, fit_length, load_model
+from models.quantisation import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +31,22 @@ class SampleConfig:
 
     model: str = setting(
         "smollm2-135m",
-        "smollm2-135m (fetched once, 93 MB), a Hugging Face folder, a .gguf file or a hub id "
-        "owner/name[@revision].",
+        "smollm2-135m (fetched once, 93 MB), a Hugging Face folder, a .gguf file, a hub id "
+        "owner/name[@revision], or random:NAME (a published shape with random weights).",
+    )
+    context_length: int | None = setting(
+        None,
+        "Positions for which rotary positions that depend on the length are set (LongRoPE, YaRN). "
+        "Default: the longest prompt's and --max_new_tokens.",
     )
     revision: str | None = setting(None, "Branch, tag or commit of a hub id.")
     dtype: str | None = setting(None, "Default: float32 on CPU, bfloat16 elsewhere.", DTYPES)
+    quantise: str | None = setting(
+        None,
+        "Keep matrices in int8 on the device (needs qwix). Another p, hence another target; "
+        "smaller, and of no use on a CPU.",
+        KINDS,
+    )
     prompt: tuple[str, ...] = setting(
         (), "A prompt; may be repeated. Default: the demonstration's three.", repeated=True
     )
@@ -94,11 +106,18 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
         sampling.specialise(sampler, _tuning(config, 1), run)
     checks.check_config(run)
     folder = RunFolder(config.output_dir, flags_text) if config.output_dir else None
-    model = load_model(config.model, config.dtype, config.revision)
+    model = load_model(config.model, config.dtype, config.revision, quantise=config.quantise)
     pad_id = model.eos_ids[0] if model.eos_ids else 0
     prompts = prompts_lib.encode_prompts(texts, model, config.chat, pad_id)
     run = _static_config(config, prompts.tokens.shape[1], model.eos_ids, pad_id)
     chains_lib.check(model, prompts, run)
+    needed_length = int(prompts.lengths.max()) + run.max_new_tokens
+    if config.context_length is not None and config.context_length < needed_length:
+        raise ValueError(
+            f"--context_length={config.context_length}; expected at least {needed_length}, which "
+            "the longest prompt and --max_new_tokens need"
+        )
+    model = fit_length(model, config.context_length or needed_length)
     num_chains = len(texts) * config.num_chains
     jobs = []
     for sampler in config.sampler:

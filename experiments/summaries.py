@@ -32,6 +32,7 @@ from ecmh_jax.chain_queue import Chains
 from ecmh_jax.engine import Finished
 from experiments.memory import Reservation
 from experiments.progress import Progress
+from models import rotary
 from models.config import TransformerConfig
 from models.load import LoadedModel
 
@@ -141,13 +142,8 @@ def count_flops(config: TransformerConfig, decoded: int, positions: int) -> int:
       decoded: tokens.
       positions: slots attended to, summed over the tokens.
     """
-    query_rows = config.num_heads * config.head_size
-    key_rows = config.num_kv_heads * config.head_size
-    layer = config.embedding_size * (
-        query_rows + 2 * key_rows + query_rows + 3 * config.feed_forward_size
-    )
-    matrices = config.num_layers * layer + config.vocabulary_size * config.embedding_size
-    return 2 * matrices * decoded + 4 * query_rows * config.num_layers * positions
+    attention = config.query_size * config.num_layers * positions
+    return 2 * config.matrix_elements * decoded + 4 * attention
 
 
 def summarise(
@@ -170,7 +166,13 @@ def summarise(
     """
     device = jax.devices()[0]
     return {
-        "model": {"name": model.name, "source": model.source, "dtype": str(model.dtype)},
+        "model": {
+            "name": model.name,
+            "source": model.source,
+            "dtype": str(model.dtype),
+            "weights": model.quantised or str(model.dtype),
+            "rotary": rotary.describe(model.config.rotary, model.needed_length),
+        },
         "device": {"platform": device.platform, "kind": device.device_kind},
         "versions": {"ecmh_jax": ecmh_jax.__version__, "jax": jax.__version__},
         "memory": memory.describe(),

@@ -18,7 +18,8 @@ def describe(result: dict[str, Any], seconds: float) -> str:
     """Returns the report of ``run_sample``'s result; ``seconds`` is the whole run's wall time."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     model, device = result["model"], result["device"]
-    lines = [f"{model['name']}, {model['dtype']} on {device['kind']}"]
+    weights = "" if model["weights"] == model["dtype"] else f", {model['weights']} weights"
+    lines = [f"{model['name']}, {model['dtype']}{weights} on {device['kind']}"]
     if result["interrupted"]:
         lines.append("Interrupted: what follows covers the chains that had finished.")
     for prompt in result["prompts"]:

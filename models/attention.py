@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from models.config import TransformerConfig
+
 _BLOCK_SLOTS = 128
 
 
@@ -49,14 +51,17 @@ IMPLEMENTATIONS = tuple(CACHE_LAYOUTS)
 
 
 def implementation(
-    devices: Sequence[Any], dtype: jnp.dtype, head_size: int, requested: str | None = None
+    devices: Sequence[Any],
+    dtype: jnp.dtype,
+    config: TransformerConfig,
+    requested: str | None = None,
 ) -> str:
     """Returns which of ``IMPLEMENTATIONS`` decodes on these devices.
 
     Args:
       devices: the JAX devices that a program may run on.
       dtype: dtype of the cache.
-      head_size: width of one head.
+      config: the network.
       requested: an implementation to use instead, for tests and measurements.
 
     Raises:
@@ -66,10 +71,11 @@ def implementation(
         raise ValueError(
             f"decode attention is {requested!r}; expected one of {', '.join(IMPLEMENTATIONS)}"
         )
-    if requested == "pallas" and not _kernel_supports(dtype, head_size):
+    if requested == "pallas" and not _kernel_supports(dtype, config):
         raise ValueError(
-            f"decode attention 'pallas' does not take {head_size} values a head in "
-            f"{jnp.dtype(dtype)}; leave the choice to the program"
+            f"decode attention 'pallas' does not take {config.head_size} values a head in "
+            f"{jnp.dtype(dtype)}, sliding layers or a scale of its own; leave the choice to the "
+            "program"
         )
     if requested is not None:
         return requested
@@ -77,10 +83,11 @@ def implementation(
     return "blocks" if devices[0].platform == "cpu" else "xla"
 
 
-def _kernel_supports(dtype: jnp.dtype, head_size: int) -> bool:
+def _kernel_supports(dtype: jnp.dtype, config: TransformerConfig) -> bool:
     from models import decode_attention_gpu  # Pallas is experimental: let a CPU do without it
 
-    return decode_attention_gpu.supports(dtype, head_size)
+    plain = config.attention_scale is None and not any(config.sliding_layers)
+    return plain and decode_attention_gpu.supports(dtype, config.head_size)
 
 
 def decode_attention(
@@ -89,8 +96,10 @@ def decode_attention(
     value_blocks: tuple[jax.Array, ...],
     positions: jax.Array,
     implementation: str,
+    scale: float | None = None,
+    window: int | None = None,
 ) -> jax.Array:
-    """Softmax attention over slots ``0..positions`` of each row.
+    """Softmax attention over slots ``0..positions`` of each row, or the last ``window`` of them.
 
     Args:
       queries: [B, num_heads, head_size].
@@ -98,12 +107,14 @@ def decode_attention(
       value_blocks: each [B, num_kv_heads, block slots, head_size].
       positions: [B] int32, each row's last live slot.
       implementation: one of ``IMPLEMENTATIONS``.
+      scale: factor on the products of queries and keys; None for ``head_size ** -0.5``.
+      window: slots attended to, the last one included; None for all.
 
     Returns:
       [B, num_heads, head_size] in the dtype of ``queries``.
     """
     if implementation != "pallas":
-        return _attend_blocks(queries, key_blocks, value_blocks, positions)
+        return _attend_blocks(queries, key_blocks, value_blocks, positions, scale, window)
     from models import decode_attention_gpu
 
     (keys,), (values,) = key_blocks, value_blocks
@@ -117,8 +128,10 @@ def _attend_blocks(
     key_blocks: tuple[jax.Array, ...],
     value_blocks: tuple[jax.Array, ...],
     positions: jax.Array,
+    scale: float | None,
+    window: int | None,
 ) -> jax.Array:
-    """Reads no block beyond the last that a row has reached.
+    """Reads no block beyond the last that a row has reached, nor before all rows' windows.
 
     Blocks are read one after the other with a running softmax, up to the block of the largest
     position in the batch. A block that is masked for a row leaves that row's running maximum, sum
@@ -130,13 +143,18 @@ def _attend_blocks(
     batch_size, num_heads, head_size = queries.shape
     num_kv_heads = key_blocks[0].shape[1]
     grouped = queries.reshape(batch_size, num_kv_heads, num_heads // num_kv_heads, head_size)
-    grouped = grouped * jnp.asarray(head_size**-0.5, queries.dtype)
+    grouped = grouped * jnp.asarray(scale or head_size**-0.5, queries.dtype)
     last_position = jnp.max(positions)
+    # A window as long as the cache masks nothing.
+    num_slots = sum(keys.shape[-1] for keys in key_blocks)
+    window = None if window is None or window >= num_slots else window
 
     def attend_block(running, keys, values, start):
         maximum, total, output = running
         slots = start + jnp.arange(keys.shape[-1])
         live = slots[None] <= positions[:, None]
+        if window is not None:
+            live &= slots[None] > positions[:, None] - window
         scores = jnp.einsum("bkgd,bkds->bkgs", grouped, keys, preferred_element_type=jnp.float32)
         scores = jnp.where(live[:, None, None], scores, -jnp.inf)
         new_maximum = jnp.maximum(maximum, scores.max(axis=-1))
@@ -163,11 +181,14 @@ def _attend_blocks(
     )
     start = 0
     for keys, values in zip(key_blocks, value_blocks, strict=True):
-        if start == 0:
+        needed = last_position >= start
+        if window is not None:
+            needed &= start + keys.shape[-1] > jnp.min(positions) - window + 1
+        if start == 0 and window is None:
             running = attend_block(running, keys, values, start)
         else:
             running = jax.lax.cond(
-                last_position >= start,
+                needed,
                 lambda running, keys, values, start=start: attend_block(
                     running, keys, values, start
                 ),

@@ -12,15 +12,16 @@ import numpy as np
 
 from models.chat_template import ChatTemplate
 from models.config import TransformerConfig
+from models.json_file import brief
 from models.tokenizer import Tokenizer
 
 
 class Checkpoint(NamedTuple):
-    """A model as its files describe it, still on the host.
+    """A model as its files describe it.
 
     Attributes:
       config: the network's shape.
-      params: nested dict of NumPy arrays, the tree of ``models.transformer.Transformer``.
+      params: nested dict, the tree of ``models.transformer.Transformer``, already in its place.
       tokenizer: text to token ids and back.
       chat_template: None when the files hold none.
       eos_ids: token ids that end a completion; may be empty.
@@ -31,6 +32,10 @@ class Checkpoint(NamedTuple):
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     eos_ids: tuple[int, ...]
+
+
+# Takes a leaf's path of keys and the leaf, in the host's memory; returns it where it is used.
+Place = Callable[[tuple[str, ...], np.ndarray], Any]
 
 
 class Piece(NamedTuple):
@@ -47,49 +52,95 @@ class Piece(NamedTuple):
     shape: tuple[int, ...]
 
 
+_LARGEST_FLOAT = 1 << 53
+_LARGEST_INT = (1 << 31) - 1  # positions are int32 on the device
+
 # leaf of the tree -> the stored tensors whose outputs are put side by side to make it
-_LAYER_LEAVES = {
-    "attention_norm": ("attention_norm",),
+_PARTS = {
     "query_key_value": ("query", "key", "value"),
-    "attention_output": ("attention_output",),
-    "feed_forward_norm": ("feed_forward_norm",),
+    "query_key_value_bias": ("query_bias", "key_bias", "value_bias"),
     "gate_up": ("gate", "up"),
-    "down": ("down",),
 }
+
+
+def _layer_leaves(config: TransformerConfig) -> list[str]:
+    """The leaves of a layer, in the order in which the network uses them."""
+    leaves = ["attention_norm", "query_key_value"]
+    if config.query_key_value_bias:
+        leaves.append("query_key_value_bias")
+    if config.query_key_norm:
+        leaves += ["query_norm", "key_norm"]
+    leaves.append("attention_output")
+    if config.post_norms:
+        leaves.append("post_attention_norm")
+    leaves += ["feed_forward_norm", "gate_up", "down"]
+    if config.post_norms:
+        leaves.append("post_feed_forward_norm")
+    return leaves
 
 
 def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """The stored shape of every role, ``[outputs, inputs]``."""
     width, inner = config.embedding_size, config.feed_forward_size
-    query_rows = config.num_heads * config.head_size
-    key_rows = config.num_kv_heads * config.head_size
+    queries, keys = config.query_size, config.key_size
     return {
         "embedding": (config.vocabulary_size, width),
         "final_norm": (width,),
         "head": (config.vocabulary_size, width),
         "attention_norm": (width,),
-        "query": (query_rows, width),
-        "key": (key_rows, width),
-        "value": (key_rows, width),
-        "attention_output": (width, query_rows),
+        "query": (queries, width),
+        "key": (keys, width),
+        "value": (keys, width),
+        "query_key_value": (queries + 2 * keys, width),
+        "query_bias": (queries,),
+        "key_bias": (keys,),
+        "value_bias": (keys,),
+        "query_key_value_bias": (queries + 2 * keys,),
+        "query_norm": (config.head_size,),
+        "key_norm": (config.head_size,),
+        "attention_output": (width, queries),
+        "post_attention_norm": (width,),
         "feed_forward_norm": (width,),
         "gate": (inner, width),
         "up": (inner, width),
+        "gate_up": (2 * inner, width),
         "down": (width, inner),
+        "post_feed_forward_norm": (width,),
     }
 
 
-def _leaves(
+def leaf_shapes(config: TransformerConfig) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Yields the path of keys of every leaf of the tree, and the shape that it has there."""
+    shapes = _shapes(config)
+    for path in _leaf_paths(config):
+        shape = shapes[path[-1]]
+        yield path, shape[::-1] if is_projection(path, shape) else shape
+
+
+def _leaf_paths(config: TransformerConfig) -> Iterator[tuple[str, ...]]:
+    for leaf in ("embedding", "final_norm") + (() if config.tied_head else ("head",)):
+        yield (leaf,)
+    for layer in range(config.num_layers):
+        for leaf in _layer_leaves(config):
+            yield f"layer_{layer}", leaf
+
+
+def is_projection(path: tuple[str, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a leaf is a layer's matrix, which the tree holds as ``[inputs, outputs]``."""
+    return len(path) == 2 and len(shape) == 2
+
+
+def leaves(
     config: TransformerConfig, names: Mapping[str, str]
 ) -> Iterator[tuple[tuple[str, ...], list[Piece]]]:
     """Yields every leaf of the tree, as its path of keys, with the tensors it is made of."""
     shapes = _shapes(config)
-    for leaf in ("embedding", "final_norm") + (() if config.tied_head else ("head",)):
-        yield (leaf,), [Piece(leaf, names[leaf], shapes[leaf])]
-    for layer in range(config.num_layers):
-        for leaf, roles in _LAYER_LEAVES.items():
-            pieces = [Piece(role, names[role].format(layer=layer), shapes[role]) for role in roles]
-            yield (f"layer_{layer}", leaf), pieces
+    for path in _leaf_paths(config):
+        leaf = path[-1]
+        # A file that stores a matrix in one piece has a name for the whole.
+        roles = (leaf,) if leaf in names else _PARTS[leaf]
+        layer = path[0].removeprefix("layer_")
+        yield path, [Piece(role, names[role].format(layer=layer), shapes[role]) for role in roles]
 
 
 def check_tensors(
@@ -119,7 +170,7 @@ def check_tensors(
             "tensors are stored; the configuration and the weights do not belong together"
         )
     expected = set()
-    for _, pieces in _leaves(config, names):
+    for _, pieces in leaves(config, names):
         for piece in pieces:
             if piece.name not in stored:
                 raise ValueError(
@@ -127,15 +178,15 @@ def check_tensors(
                 )
             if tuple(stored[piece.name]) != piece.shape:
                 raise ValueError(
-                    f"{source}: tensor {piece.name!r} has shape {tuple(stored[piece.name])}; "
+                    f"{source}: tensor {piece.name!r} has shape {brief(stored[piece.name])}; "
                     f"expected {piece.shape} from the model's configuration"
                 )
             expected.add(piece.name)
     unknown = sorted(set(stored) - expected)
     if unknown:
         raise ValueError(
-            f"{source}: {len(unknown)} tensors have no place in a Llama-family decoder, such as "
-            f"{unknown[0]!r}; this architecture is not supported"
+            f"{source}: {len(unknown)} tensors have no place in a {config.family} decoder, such as "
+            f"{brief(unknown[0])}; this architecture is not supported"
         )
 
 
@@ -144,26 +195,30 @@ def read_parameters(
     names: Mapping[str, str],
     read: Callable[[Piece], np.ndarray],
     dtype: np.dtype,
+    place: Place,
 ) -> dict[str, Any]:
-    """Reads the tree, one stored tensor at a time, into arrays of ``dtype``.
+    """Reads the tree leaf by leaf, each placed before the next is read.
+
+    The host never holds more than one leaf and one stored tensor besides what ``place`` keeps.
 
     Args:
       config: the network's shape; call ``check_tensors`` first.
       names: as in ``check_tensors``.
       read: returns one tensor in its stored or a wider dtype; it is not kept.
       dtype: dtype of every leaf.
+      place: puts a leaf where it is used; what it returns becomes the leaf.
 
     Returns:
-      Nested dict of NumPy arrays that own their memory. A layer's projections are turned to
+      Nested dict of what ``place`` returned. A layer's projections are turned to
       ``[inputs, outputs]``; embedding and head keep a row a token.
     """
     params: dict[str, Any] = {}
-    for path, pieces in _leaves(config, names):
+    for path, pieces in leaves(config, names):
         outputs = sum(piece.shape[0] for piece in pieces)
-        is_projection = len(path) == 2 and len(pieces[0].shape) == 2
+        turned = is_projection(path, pieces[0].shape)
         rest = pieces[0].shape[1:]
-        leaf = np.empty((*rest, outputs) if is_projection else (outputs, *rest), dtype)
-        by_output = leaf.T if is_projection else leaf
+        leaf = np.empty((*rest, outputs) if turned else (outputs, *rest), dtype)
+        by_output = leaf.T if turned else leaf
         start = 0
         for piece in pieces:
             by_output[start : start + piece.shape[0]] = read(piece)
@@ -171,7 +226,7 @@ def read_parameters(
         branch = params
         for key in path[:-1]:
             branch = branch.setdefault(key, {})
-        branch[path[-1]] = leaf
+        branch[path[-1]] = place(path, leaf)
     return params
 
 
@@ -184,7 +239,12 @@ def make_config(source: object, **fields: Any) -> TransformerConfig:
 
 
 def read_number(
-    values: Mapping[str, Any], key: str, kind: type, source: object, default: Any = None
+    values: Mapping[str, Any],
+    key: str,
+    kind: type,
+    source: object,
+    default: Any = None,
+    positive: bool = False,
 ) -> Any:
     """Reads one finite number of a file's settings.
 
@@ -194,6 +254,7 @@ def read_number(
       kind: ``int``, or ``float``, which takes integers too.
       source: the file, for the message.
       default: what a missing setting means; None where it must be given.
+      positive: whether it must be > 0.
 
     Raises:
       ValueError: naming the file and the key, for anything else, such as a value per layer.
@@ -201,9 +262,15 @@ def read_number(
     value = values.get(key)
     value = default if value is None else value
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not number or (isinstance(value, float) and not math.isfinite(value)):
-        found = "missing" if value is None else repr(value)
-        raise ValueError(f"{source}: {key} is {found}; expected one number ({kind.__name__})")
+    # Larger ones would overflow somewhere in a library.
+    largest = _LARGEST_INT if kind is int else _LARGEST_FLOAT
+    if not number or abs(value) > largest or not math.isfinite(value):
+        found = "missing" if value is None else brief(value)
+        raise ValueError(
+            f"{source}: {key} is {found}; expected one number ({kind.__name__}, at most {largest})"
+        )
+    if positive and not value > 0:
+        raise ValueError(f"{source}: {key} is {value}; expected > 0")
     return value
 
 
@@ -230,7 +297,7 @@ def check_eos_ids(eos_ids: object, vocabulary_size: int, source: object) -> tupl
             or not 0 <= value < vocabulary_size
         ):
             raise ValueError(
-                f"{source}: end-of-sequence id {value!r}; expected token ids in "
+                f"{source}: end-of-sequence id {brief(value)}; expected token ids in "
                 f"0..{vocabulary_size - 1}"
             )
     return tuple(dict.fromkeys(values))

@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
+from models.json_file import brief
+
 SUPPORTED_VERSIONS = (2, 3)
 MAX_ENTRIES = 1 << 16  # metadata keys, and tensors; the largest real files have a few thousand
 MAX_ELEMENTS = 1 << 20  # in all arrays of a file: Python objects, far larger than their bytes
 MAX_DIMENSIONS = 4
+MAX_NAME_BYTES = 1 << 10  # of a key or a tensor's name; llama.cpp allows 63 for the latter
+MAX_STRING_BYTES = 1 << 25  # in all strings of a file; Gemma's vocabulary has 2.4 MB
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SCALARS = {
@@ -74,6 +78,7 @@ class _Cursor:
         self.data = data
         self.position = 0
         self.elements_left = MAX_ELEMENTS
+        self.string_bytes_left = MAX_STRING_BYTES
 
     def error(self, problem: str) -> ValueError:
         return ValueError(
@@ -95,11 +100,20 @@ class _Cursor:
     def string(self, what: str) -> str:
         length = self.scalar(_U64, what)
         self.need(length, what)
+        self.string_bytes_left -= length
+        if self.string_bytes_left < 0:
+            raise self.error(f"{what} makes more than {MAX_STRING_BYTES} bytes of text in all")
         try:
             text = str(self.data[self.position : self.position + length], "utf-8")
         except UnicodeDecodeError as error:
             raise self.error(f"{what} is not UTF-8") from error
         self.position += length
+        return text
+
+    def name(self, what: str) -> str:
+        text = self.string(what)
+        if len(text) > MAX_NAME_BYTES:
+            raise self.error(f"{what} is {brief(text)}, of {len(text)} characters")
         return text
 
     def value_type(self, what: str) -> gguf.GGUFValueType:
@@ -166,14 +180,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     metadata: dict[str, Any] = {}
     for _ in range(num_keys):
-        key = cursor.string("a metadata key")
+        key = cursor.name("a metadata key")
         if key in metadata:
             raise cursor.error(f"metadata key {key!r} occurs twice")
         metadata[key] = cursor.value(f"metadata {key!r}")
 
     tensors: dict[str, TensorInfo] = {}
     for _ in range(num_tensors):
-        name = cursor.string("a tensor's name")
+        name = cursor.name("a tensor's name")
         if name in tensors:
             raise cursor.error(f"tensor {name!r} occurs twice")
         tensors[name] = _tensor(cursor, name)
@@ -215,7 +229,7 @@ def _place(
     """Returns the tensors with offsets into the file, none beyond its end, none overlapping."""
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        raise cursor.error(f"general.alignment is {alignment!r}, not a power of two")
+        raise cursor.error(f"general.alignment is {brief(alignment)}, not a power of two")
     data_start = -(-cursor.position // alignment) * alignment
     placed = {}
     end = data_start

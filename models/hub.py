@@ -7,7 +7,7 @@ from typing import NamedTuple
 import huggingface_hub
 import huggingface_hub.errors
 
-from models import huggingface_reader
+from models import huggingface_config
 
 # owner/name, or owner/name@revision; ./name is a path
 _HUB_ID = re.compile(r"(?P<repo_id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -70,6 +70,13 @@ def fetch_snapshot(repo_id: str, revision: str | None) -> Snapshot:
       FileNotFoundError: it does not exist, is not accessible, or is not cached while offline.
       ValueError: it is not a model that is supported.
     """
+    snapshot = fetch_settings(repo_id, revision)
+    huggingface_config.read_config(snapshot.folder)
+    return snapshot._replace(folder=_download(repo_id, snapshot.commit, _SETTINGS + _WEIGHTS))
+
+
+def fetch_settings(repo_id: str, revision: str | None) -> Snapshot:
+    """The same for all but the weights, which are not checked either."""
     folder = _download(repo_id, revision, _SETTINGS)
     # The cache names a folder by its commit. Asking for exactly that one afterwards keeps the
     # files together when the branch moves in between.
@@ -79,8 +86,7 @@ def fetch_snapshot(repo_id: str, revision: str | None) -> Snapshot:
             f"--model={repo_id}: the hub's cache folder {folder} does not name its commit; pin "
             f"one with --model={repo_id}@COMMIT"
         )
-    huggingface_reader.read_config(folder)
-    return Snapshot(_download(repo_id, commit, _SETTINGS + _WEIGHTS), repo_id, commit)
+    return Snapshot(folder, repo_id, commit)
 
 
 def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:

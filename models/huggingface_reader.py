@@ -1,54 +1,32 @@
-"""A Hugging Face folder of a Llama-family model as a ``Checkpoint``.
+"""A Hugging Face folder as a ``Checkpoint``.
 
 Weights come from safetensors alone: a pickle file can run code when it is read, so none ever is.
 """
 
-import collections
-import json
 import os
+import re
 import struct
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
 
 from models import checkpoint
 from models.chat_template import ChatTemplate
-from models.checkpoint import Checkpoint, Piece
+from models.checkpoint import Checkpoint, Piece, Place
 from models.config import TransformerConfig
+from models.families import FAMILIES, Family
+from models.huggingface_config import read_config
+from models.json_file import MAX_BYTES, brief, parse_json, read_json, read_text
 from models.tokenizer import read_tokenizer
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral")
-
-_NAMES = {
-    "embedding": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "attention_norm": "model.layers.{layer}.input_layernorm.weight",
-    "query": "model.layers.{layer}.self_attn.q_proj.weight",
-    "key": "model.layers.{layer}.self_attn.k_proj.weight",
-    "value": "model.layers.{layer}.self_attn.v_proj.weight",
-    "attention_output": "model.layers.{layer}.self_attn.o_proj.weight",
-    "feed_forward_norm": "model.layers.{layer}.post_attention_layernorm.weight",
-    "gate": "model.layers.{layer}.mlp.gate_proj.weight",
-    "up": "model.layers.{layer}.mlp.up_proj.weight",
-    "down": "model.layers.{layer}.mlp.down_proj.weight",
-}
-# Keys that change the network; any other value than these would be ignored silently.
-_NEUTRAL = {
-    "hidden_act": (None, "silu"),
-    "attention_bias": (None, False),
-    "mlp_bias": (None, False),
-    "partial_rotary_factor": (None, 1.0),
-    "quantization_config": (None,),
-    "sliding_window": (None,),
-}
 _STORED_DTYPES = ("F32", "F16", "BF16")
-_MAX_JSON_BYTES = 1 << 26
+# A name with a folder in it could lead anywhere.
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}\.safetensors")
 
 
-def read_huggingface(folder: str | os.PathLike[str], dtype: np.dtype) -> Checkpoint:
+def read_huggingface(folder: str | os.PathLike[str], dtype: np.dtype, place: Place) -> Checkpoint:
     """Reads a folder with config.json, tokenizer.json and safetensors.
 
     Every check comes before the first weight.
@@ -56,6 +34,7 @@ def read_huggingface(folder: str | os.PathLike[str], dtype: np.dtype) -> Checkpo
     Args:
       folder: as ``save_pretrained`` of transformers or a hub snapshot lays it out.
       dtype: dtype of the parameters.
+      place: puts a parameter where it is used, as in ``checkpoint.read_parameters``.
 
     Returns:
       The model.
@@ -67,118 +46,83 @@ def read_huggingface(folder: str | os.PathLike[str], dtype: np.dtype) -> Checkpo
     folder = Path(folder)
     config = read_config(folder)
     tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocabulary_size)
-    eos_ids = _eos_ids(folder, config.vocabulary_size)
-    chat_template = _chat_template(folder)
-    shards = _find_shards(folder)
-    shapes, shard_of = _list_tensors(folder, shards)
-    if config.tied_head:
-        shapes.pop(_NAMES["head"], None)
-    checkpoint.check_tensors(config, _NAMES, shapes, folder)
-
-    # All at once: safetensors maps a file, so that an open one costs nothing.
-    opened = {shard: safetensors.safe_open(shard, framework="np") for shard in shards}
+    eos_ids = read_eos_ids(folder, config)
+    chat_template = read_chat_template(folder)
+    stored = list_weights(folder, config)
 
     def read(piece: Piece) -> np.ndarray:
-        return opened[shard_of[piece.name]].get_tensor(piece.name)
+        tensor = stored[piece.name]
+        # Opened anew each time: what stays mapped would count as this process's memory.
+        with safetensors.safe_open(tensor.shard, framework="np") as opened:
+            return opened.get_tensor(tensor.name)
 
-    params = checkpoint.read_parameters(config, _NAMES, read, dtype)
+    names = FAMILIES[config.family].huggingface_names
+    params = checkpoint.read_parameters(config, names, read, dtype, place)
     return Checkpoint(config, params, tokenizer, chat_template, eos_ids)
 
 
-def read_config(folder: Path) -> TransformerConfig:
-    """Reads config.json.
+class StoredTensor(NamedTuple):
+    """Where a tensor lies, under the name that its shard gives it."""
+
+    shard: Path
+    name: str
+    shape: tuple[int, ...]
+
+
+def list_weights(folder: Path, config: TransformerConfig) -> dict[str, StoredTensor]:
+    """Returns the stored tensors that ``config`` asks for, by the family's own names.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: naming the file and the key that is missing, absurd or not supported.
+      FileNotFoundError: a file is missing.
+      ValueError: naming the file, unless it holds exactly these tensors.
     """
-    path = folder / "config.json"
-    values = _read_json(path)
-    model_type = values.get("model_type")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise ValueError(
-            f"{path}: model_type is {model_type!r}; supported are "
-            f"{', '.join(SUPPORTED_MODEL_TYPES)}. Pass another model to --model"
-        )
-    if model_type == "mistral":
-        values.setdefault("sliding_window", 4096)  # what transformers takes when it is not given
-    for key, neutral in _NEUTRAL.items():
-        if values.get(key) not in neutral:
-            raise ValueError(f"{path}: {key} is {values[key]!r}, which is not supported")
-
-    def number(key: str, kind: type = int, default: float | None = None) -> Any:
-        return checkpoint.read_number(values, key, kind, path, default)
-
-    width = number("hidden_size")
-    num_heads = number("num_attention_heads")
-    if values.get("head_dim") is None and (num_heads <= 0 or width % num_heads):
-        raise ValueError(
-            f"{path}: hidden_size {width} is not a multiple of num_attention_heads {num_heads}"
-        )
-    # The defaults are those of transformers' LlamaConfig.
-    return checkpoint.make_config(
-        path,
-        vocabulary_size=number("vocab_size"),
-        num_layers=number("num_hidden_layers"),
-        embedding_size=width,
-        num_heads=num_heads,
-        num_kv_heads=number("num_key_value_heads", int, num_heads),
-        head_size=number("head_dim", int, width // num_heads if num_heads else 0),
-        feed_forward_size=number("intermediate_size"),
-        context_length=number("max_position_embeddings", int, 2048),
-        rope_theta=_rope_theta(values, path),
-        norm_epsilon=number("rms_norm_eps", float, 1e-6),
-        tied_head=values.get("tie_word_embeddings") is True,
-    )
+    family = FAMILIES[config.family]
+    stored = _list_tensors(_find_shards(folder), family)
+    if config.tied_head:
+        stored.pop(family.huggingface_names["head"], None)
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    checkpoint.check_tensors(config, family.huggingface_names, shapes, folder)
+    return stored
 
 
-def _rope_theta(values: dict[str, Any], path: Path) -> float:
-    """The base of the rotary positions; transformers 5 writes it into ``rope_parameters``."""
-    theta = values.get("rope_theta")
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = values.get(key)
-        if rope is None:
-            continue
-        kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
-        if kind not in (None, "default") or not isinstance(rope, dict):
-            raise ValueError(f"{path}: {key} is {rope!r}; only 'default' is supported")
-        if rope.get("partial_rotary_factor") not in (None, 1.0):
-            raise ValueError(f"{path}: partial_rotary_factor in {key} is not supported")
-        theta = rope.get("rope_theta", theta)
-    return checkpoint.read_number({"rope_theta": theta}, "rope_theta", float, path, 10_000.0)
-
-
-def _eos_ids(folder: Path, vocabulary_size: int) -> tuple[int, ...]:
+def read_eos_ids(folder: Path, config: TransformerConfig) -> tuple[int, ...]:
     """End-of-sequence ids of generation_config.json, or else of config.json."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.is_file():
-            ids = _read_json(path).get("eos_token_id")
+            ids = read_json(path).get("eos_token_id")
             if ids is not None:
-                return checkpoint.check_eos_ids(ids, vocabulary_size, path)
+                return checkpoint.check_eos_ids(ids, config.vocabulary_size, path)
     return ()
 
 
-def _chat_template(folder: Path) -> ChatTemplate | None:
+def read_chat_template(folder: Path) -> ChatTemplate | None:
     """The template of chat_template.jinja, or else of tokenizer_config.json."""
     path = folder / "tokenizer_config.json"
-    values = _read_json(path) if path.is_file() else {}
+    values = read_json(path) if path.is_file() else {}
     text = values.get("chat_template")
     if isinstance(text, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in text if entry}
-        text = named.get("default")
+        if not all(
+            isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in text
+        ):
+            raise ValueError(
+                f"{path}: chat_template is {brief(text)}; expected text, or objects with a name"
+            )
+        text = {entry["name"]: entry.get("template") for entry in text}.get("default")
     if (folder / "chat_template.jinja").is_file():
         path = folder / "chat_template.jinja"
-        text = _read_text(path)
+        text = read_text(path)
     if text is None:
         return None
     if not isinstance(text, str):
-        raise ValueError(f"{path}: chat_template is {text!r}; expected text")
+        raise ValueError(f"{path}: chat_template is {brief(text)}; expected text")
 
     def token(key: str) -> str:
         value = values.get(key)
         value = value.get("content") if isinstance(value, dict) else value
-        return value if isinstance(value, str) else ""
+        if not isinstance(value, str | None):
+            raise ValueError(f"{path}: {key} is {brief(value)}; expected text")
+        return value or ""
 
     return ChatTemplate(text, str(path), token("bos_token"), token("eos_token"))
 
@@ -201,95 +145,81 @@ def _find_shards(folder: Path) -> list[Path]:
             )
         raise FileNotFoundError(f"{folder}: no model.safetensors and no {index.name}")
     shards = []
-    for name in sorted({str(name) for name in _weight_map(index).values()}):
-        # A name with a folder in it could lead anywhere. Links are followed: the hub's own cache
-        # is made of them.
-        bare = name == PurePosixPath(name).name == PureWindowsPath(name).name
-        if not bare or not name.endswith(".safetensors"):
-            raise ValueError(
-                f"{index}: shard name {name!r}; expected the plain name of a .safetensors file"
-            )
+    for name in _shard_names(index):
+        # Links are followed: the hub's own cache is made of them.
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: no such shard, but {index.name} names it")
         shards.append(folder / name)
     return shards
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
+def _shard_names(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: weight_map is missing; expected tensor names and their shards")
-    return weight_map
+    for name in weight_map.values():
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+            raise ValueError(
+                f"{index}: shard name {brief(name)}; expected the plain name of a .safetensors file"
+            )
+    return sorted(set(weight_map.values()))
 
 
-def _list_tensors(
-    folder: Path, shards: list[Path]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, Path]]:
-    """Returns the shape and the shard of every tensor; no tensor is read."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    shard_of: dict[str, Path] = {}
+def _list_tensors(shards: list[Path], family: Family) -> dict[str, StoredTensor]:
+    """Returns all tensors of the text model under the row's own names; none is read."""
+    tensors: dict[str, StoredTensor] = {}
+    bytes_left = MAX_BYTES  # of all headers
     for shard in shards:
+        bytes_left -= _check_header(shard, bytes_left)
         try:
             with safetensors.safe_open(shard, framework="np") as opened:
-                _refuse_repeated_names(shard)
-                for name in list(opened.keys()):
-                    tensor = opened.get_slice(name)
+                for stored_name in list(opened.keys()):
+                    if stored_name.startswith(family.stray_tensors) or stored_name.endswith(
+                        ".rotary_emb.inv_freq"  # old files store what rope_theta says anyway
+                    ):
+                        continue
+                    tensor = opened.get_slice(stored_name)
                     if tensor.get_dtype() not in _STORED_DTYPES:
                         raise ValueError(
-                            f"{shard}: tensor {name!r} is stored as {tensor.get_dtype()}; "
+                            f"{shard}: tensor {brief(stored_name)} is stored as "
+                            f"{tensor.get_dtype()}; "
                             f"expected one of {', '.join(_STORED_DTYPES)}"
                         )
-                    if name in shapes:
+                    name = _rename(stored_name, family)
+                    if name in tensors:
                         raise ValueError(
-                            f"{shard}: tensor {name!r} is in {shard_of[name].name} too"
+                            f"{shard}: tensor {brief(stored_name)} is in "
+                            f"{tensors[name].shard.name} too"
                         )
-                    if name.endswith(".rotary_emb.inv_freq"):
-                        continue  # old files store what rope_theta says anyway
-                    shapes[name], shard_of[name] = tuple(tensor.get_shape()), shard
+                    shape = tuple(tensor.get_shape())
+                    tensors[name] = StoredTensor(shard, stored_name, shape)
         except safetensors.SafetensorError as error:
             raise ValueError(
-                f"{shard}: not a whole safetensors file ({error}); download it again"
+                f"{shard}: not a whole safetensors file ({brief(str(error))}); download it again"
             ) from error
-    return shapes, shard_of
+    return tensors
 
 
-def _refuse_repeated_names(shard: Path) -> None:
-    """Reads the header once more: the library merges a name that occurs twice."""
+def _rename(name: str, family: Family) -> str:
+    for prefix, meaning in family.renamed.items():
+        if name.startswith(prefix):
+            return meaning + name.removeprefix(prefix)
+    return name
+
+
+def _check_header(shard: Path, most_bytes: int) -> int:
+    """Returns the bytes of a header after checks that the library leaves out.
+
+    It takes headers of 100 MB, and merges a name that occurs twice.
+    """
     with shard.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        text = file.read(length)  # the library has checked the length
-    _parse_json(text, shard)
-
-
-def _read_text(path: Path) -> str:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path}: larger than {_MAX_JSON_BYTES} bytes; expected a small file")
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder")
-    return _parse_json(_read_text(path), path)
-
-
-def _parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
-    """Parses a JSON object in which no key is given twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            (repeated, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
-            raise ValueError(f"the name {repeated!r} occurs twice")
-        return values
-
-    try:
-        values = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a JSON {type(values).__name__}; expected an object")
-    return values
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length <= most_bytes:
+            raise ValueError(
+                f"{shard}: not a safetensors file: its header has {length} bytes; expected 1.."
+                f"{most_bytes}"
+            )
+        text = file.read(length)
+    parse_json(text, shard)
+    return length

@@ -9,7 +9,10 @@ from models.config import TransformerConfig
 
 
 def build_language_model(
-    config: TransformerConfig, dtype: jnp.dtype, decode_attention: str | None = None
+    config: TransformerConfig,
+    dtype: jnp.dtype,
+    decode_attention: str | None = None,
+    needed_length: int | None = None,
 ) -> LanguageModel:
     """Returns the network as pure functions over explicit weights and cache.
 
@@ -18,9 +21,11 @@ def build_language_model(
       dtype: dtype of the KV cache; the weights' dtype.
       decode_attention: one of ``attention.IMPLEMENTATIONS``; None leaves the choice to
         ``attention.implementation``.
+      needed_length: positions that a run needs at most; rotary positions that depend on the
+        length are those of it. None for the ``context_length``.
     """
-    chosen = attention.implementation(jax.devices(), dtype, config.head_size, decode_attention)
-    network = transformer.Transformer(config, chosen)
+    chosen = attention.implementation(jax.devices(), dtype, config, decode_attention)
+    network = transformer.Transformer(config, chosen, needed_length or config.context_length)
 
     def init_cache(batch_size, num_slots):
         return transformer.init_cache(config, batch_size, num_slots, dtype, chosen)

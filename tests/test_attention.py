@@ -33,25 +33,29 @@ def as_blocks(keys, values, implementation):
     )
 
 
-def attend(queries, keys, values, positions, implementation):
+def attend(queries, keys, values, positions, implementation, scale=None, window=None):
     """Runs one implementation on a cache [B, num_kv_heads, S, head_size]."""
-    return jax.jit(attention.decode_attention, static_argnums=4)(
+    return jax.jit(attention.decode_attention, static_argnums=(4, 5, 6))(
         queries,
         *as_blocks(keys, values, implementation),
         jnp.array(positions, jnp.int32),
         implementation,
+        scale,
+        window,
     )
 
 
-def softmax_attention(queries, keys, values, positions):
+def softmax_attention(queries, keys, values, positions, scale=None, window=None):
     """The textbook in float64."""
+    scale = queries.shape[-1] ** -0.5 if scale is None else scale
+    window = keys.shape[2] if window is None else window
     queries, keys, values = (np.asarray(array, np.float64) for array in (queries, keys, values))
     group_size = queries.shape[1] // keys.shape[1]
     expected = np.empty_like(queries)
     for row, last in enumerate(positions):
         for head in range(queries.shape[1]):
-            live = row, head // group_size, slice(last + 1)
-            scores = keys[live] @ queries[row, head] / np.sqrt(queries.shape[-1])
+            live = row, head // group_size, slice(max(last + 1 - window, 0), last + 1)
+            scores = scale * keys[live] @ queries[row, head]
             weights = np.exp(scores - scores.max())
             expected[row, head] = weights @ values[live] / weights.sum()
     return expected
@@ -86,6 +90,42 @@ def test_any_number_of_slots_and_any_position(implementation, num_slots):
     for positions in ([0, num_slots // 2, last], [last, 1, 0], [2, 1, 0]):
         found = attend(*arrays, positions, implementation)
         np.testing.assert_allclose(found, softmax_attention(*arrays, positions), atol=1e-5)
+
+
+WITH_WINDOWS = [name for name in IMPLEMENTATIONS if name != "pallas"]
+
+
+@pytest.mark.parametrize("implementation", WITH_WINDOWS)
+@pytest.mark.parametrize("window", [1, 5, 128, 130, 299, 300])
+def test_a_window_leaves_the_last_slots(implementation, window):
+    arrays = random_arrays(6, 2, 300, 16, batch_size=3)
+    # In the last case every row's window begins after the first block, which is then skipped.
+    for positions in ([0, 150, 299], [127, 128, 129], [257, 299, 280]):
+        found = attend(*arrays, positions, implementation, 0.3, window)
+        expected = softmax_attention(*arrays, positions, 0.3, window)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", WITH_WINDOWS)
+def test_what_lies_before_a_window_changes_no_bit(implementation):
+    queries, keys, values = random_arrays(6, 2, 300, 16, batch_size=3)
+    positions = np.array([20, 180, 299])
+    before = np.arange(300)[None] <= positions[:, None] - 7
+    stale_values = jnp.where(before[:, None, :, None], 3e38, values)
+    stale_keys = jnp.where(before[:, None, :, None], 3e38, keys)
+    expected = attend(queries, keys, values, positions, implementation, None, 7)
+    found = attend(queries, stale_keys, stale_values, positions, implementation, None, 7)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("implementation", WITH_WINDOWS)
+def test_a_row_with_a_window_does_not_depend_on_its_neighbours(implementation):
+    arrays = random_arrays(6, 2, 300, 16, batch_size=3)
+    for position in (0, 127, 200, 299):
+        alone = attend(*arrays, [position, 0, 0], implementation, None, 9)[0]
+        for others in ([64, 3], [299, 298], [position, 256]):
+            beside = attend(*arrays, [position, *others], implementation, None, 9)[0]
+            np.testing.assert_array_equal(beside, alone)
 
 
 def test_more_query_heads_than_a_tile_has_rows():
@@ -218,25 +258,29 @@ CPU, GPU, TPU = device("cpu"), device("gpu"), device("tpu")
 
 
 @pytest.mark.parametrize(
-    ("devices", "dtype", "head_size", "expected"),
+    ("devices", "dtype", "expected"),
     [
-        ([CPU], jnp.float32, 64, "blocks"),
-        ([CPU, CPU], jnp.float32, 64, "blocks"),
-        ([GPU], jnp.bfloat16, 64, "xla"),
-        ([TPU], jnp.bfloat16, 64, "xla"),
+        ([CPU], jnp.float32, "blocks"),
+        ([CPU, CPU], jnp.float32, "blocks"),
+        ([GPU], jnp.bfloat16, "xla"),
+        ([TPU], jnp.bfloat16, "xla"),
     ],
 )
-def test_the_implementation_fits_the_device(devices, dtype, head_size, expected):
-    assert attention.implementation(devices, dtype, head_size) == expected
+def test_the_implementation_fits_the_device(devices, dtype, expected):
+    assert attention.implementation(devices, dtype, KERNEL_CONFIG) == expected
 
 
 def test_an_implementation_can_be_asked_for():
     for name in IMPLEMENTATIONS:
-        assert attention.implementation([CPU], jnp.float32, 64, name) == name
+        assert attention.implementation([CPU], jnp.float32, KERNEL_CONFIG, name) == name
     with pytest.raises(ValueError, match="'flash'; expected one of blocks, pallas, xla"):
-        attention.implementation([CPU], jnp.float32, 64, "flash")
+        attention.implementation([CPU], jnp.float32, KERNEL_CONFIG, "flash")
     with pytest.raises(ValueError, match="does not take 6 values a head in float32"):
         build_language_model(CONFIG, jnp.float32, "pallas")
+    sliding = dataclasses.replace(KERNEL_CONFIG, sliding_window=3, sliding_layers=(True,))
+    for config in (sliding, dataclasses.replace(KERNEL_CONFIG, attention_scale=0.3)):
+        with pytest.raises(ValueError, match="sliding layers or a scale of its own"):
+            build_language_model(config, jnp.float32, "pallas")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

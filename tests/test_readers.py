@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import gguf_header, gguf_reader, huggingface_reader, load
+from models import gguf_header, gguf_reader, huggingface_config, load
 from tests import tiny_checkpoints
 from tests.tiny_checkpoints import CONFIG, write_gguf, write_huggingface, write_json
 
@@ -50,7 +50,7 @@ def test_tree_and_metadata_of_a_folder(folder):
     np.testing.assert_array_equal(loaded.params["head"], weights["lm_head.weight"])
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.params))
     assert loaded.eos_ids == (2, 0)
-    assert loaded.config.rope_theta == 5000.0
+    assert loaded.config.rotary.theta == 5000.0
     assert loaded.chat_template is not None
     assert loaded.chat_template.bos_token == "<|start|>"
     assert loaded.source == str(folder.resolve())
@@ -152,7 +152,7 @@ def test_config_variants(tmp_path, changes, theta):
     write_json(tmp_path / "config.json", {key: v for key, v in config.items() if v is not None})
     if "sliding_window" in changes:
         write_json(tmp_path / "config.json", config)
-    assert huggingface_reader.read_config(tmp_path).rope_theta == theta
+    assert huggingface_config.read_config(tmp_path).rotary.theta == theta
 
 
 def test_config_defaults_are_those_of_transformers(tmp_path):
@@ -161,7 +161,7 @@ def test_config_defaults_are_those_of_transformers(tmp_path):
         tmp_path / "config.json",
         {**{key: CONFIG[key] for key in needed}, "num_attention_heads": 4},
     )
-    config = huggingface_reader.read_config(tmp_path)
+    config = huggingface_config.read_config(tmp_path)
     assert (config.num_kv_heads, config.head_size) == (4, 8)
     assert (config.norm_epsilon, config.context_length) == (1e-6, 2048)
     assert not config.tied_head

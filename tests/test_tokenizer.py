@@ -5,6 +5,7 @@ import pytest
 
 from models import chat_template, gguf_header, tokenizer
 from models.chat_template import ChatTemplate, encode_chats, render
+from models.gguf_tokenizer import tokenizer_from_gguf
 from tests import tiny_checkpoints
 
 SPECIAL = tiny_checkpoints.SPECIAL_TOKENS
@@ -19,7 +20,7 @@ def tiny(request, tmp_path) -> tokenizer.Tokenizer:
         tiny_checkpoints.make_tokenizer().save(str(path))
         return tokenizer.read_tokenizer(path, 268)
     path = tiny_checkpoints.write_gguf(tmp_path / "tiny.gguf")
-    return tokenizer.tokenizer_from_gguf(gguf_header.read_header(path).metadata, 268, path)
+    return tokenizer_from_gguf(gguf_header.read_header(path).metadata, 268, path)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -71,43 +72,6 @@ def test_beginning_of_sequence(tmp_path):
     assert loaded.encode_prompt("hell hell")[:2] == [1, 261]
     assert 2 not in loaded.encode_prompt("hell")
     assert len(loaded.encode("hell hell")) == 3
-    path = tiny_checkpoints.write_gguf(
-        tmp_path / "tiny.gguf", extra={"tokenizer.ggml.add_bos_token": True}
-    )
-    metadata = gguf_header.read_header(path).metadata
-    assert tokenizer.tokenizer_from_gguf(metadata, 268, path).encode_prompt("hell") == [1, 261]
-
-
-def test_qwen2_splitting(tmp_path):
-    path = tiny_checkpoints.write_gguf(tmp_path / "tiny.gguf", pre="qwen2")
-    loaded = tokenizer.tokenizer_from_gguf(gguf_header.read_header(path).metadata, 268, path)
-    pieces = loaded.plain.pre_tokenizer.pre_tokenize_str("I'LL  pay 12€\n\n now")
-    assert [piece for piece, _ in pieces] == [
-        *("I", "'LL", "Ġ", "Ġpay", "Ġ", "1", "2", "âĤ¬ĊĊ", "Ġnow"),
-    ]
-    assert loaded.encode("e\u0301") == loaded.encode("é")  # NFC
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("tokenizer.ggml.model", "llama", "tokenizer.ggml.model is 'llama'"),
-        ("tokenizer.ggml.pre", None, "tokenizer.ggml.pre is None"),
-        ("tokenizer.ggml.tokens", None, "'tokenizer.ggml.tokens' is not a list of str"),
-        ("tokenizer.ggml.merges", "a b", "'tokenizer.ggml.merges' is not a list of str"),
-        ("tokenizer.ggml.merges", ["q zz"], "merges cannot be used"),
-        ("tokenizer.ggml.merges", [7], "'tokenizer.ggml.merges' is not a list of str"),
-        ("tokenizer.ggml.token_type", [1], "a type each"),
-        ("tokenizer.ggml.add_bos_token", True, "bos_token_id' is 9999"),
-    ],
-)
-def test_bad_gguf_metadata(tmp_path, key, value, message):
-    path = tiny_checkpoints.write_gguf(tmp_path / "tiny.gguf")
-    metadata = {**gguf_header.read_header(path).metadata, "tokenizer.ggml.bos_token_id": 9999}
-    metadata[key] = value
-    with pytest.raises(ValueError, match=r"tiny\.gguf") as caught:
-        tokenizer.tokenizer_from_gguf(metadata, 268, path)
-    assert message in str(caught.value)
 
 
 # --- chat templates ---------------------------------------------------------------------------

@@ -97,6 +97,11 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values), "utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Reads one JSON file."""
+    return json.loads(path.read_text("utf-8"))
+
+
 def write_huggingface(
     folder: Path,
     config: dict[str, Any] = CONFIG,
