@@ -127,7 +127,8 @@ def _widened_bytes(tree: Any) -> int:
     """Bytes of a program's float32 copy of what is narrower: a CPU computes in nothing else."""
     if jax.default_backend() != "cpu":
         return 0
-    return sum(4 * leaf.size for leaf in jax.tree.leaves(tree) if leaf.dtype.itemsize == 2)
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != bool)
+    return sum(4 * leaf.size for leaf in leaves if leaf.dtype.itemsize < 4)
 
 
 def free_bytes(device: Any) -> int:

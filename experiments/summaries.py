@@ -172,6 +172,7 @@ def summarise(
             "dtype": str(model.dtype),
             "weights": model.quantised or str(model.dtype),
             "rotary": rotary.describe(model.config.rotary, model.needed_length),
+            "needed_length": model.needed_length,
         },
         "device": {"platform": device.platform, "kind": device.device_kind},
         "versions": {"ecmh_jax": ecmh_jax.__version__, "jax": jax.__version__},

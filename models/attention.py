@@ -143,7 +143,7 @@ def _attend_blocks(
     batch_size, num_heads, head_size = queries.shape
     num_kv_heads = key_blocks[0].shape[1]
     grouped = queries.reshape(batch_size, num_kv_heads, num_heads // num_kv_heads, head_size)
-    grouped = grouped * jnp.asarray(scale or head_size**-0.5, queries.dtype)
+    grouped = grouped * jnp.asarray(head_size**-0.5 if scale is None else scale, queries.dtype)
     last_position = jnp.max(positions)
     # A window as long as the cache masks nothing.
     num_slots = sum(keys.shape[-1] for keys in key_blocks)

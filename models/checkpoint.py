@@ -4,6 +4,7 @@ Every format stores the same matrices under other names. A reader gives its tabl
 shapes it found and a function that reads one tensor; the checks and the fusing happen here, once.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -231,11 +232,18 @@ def read_parameters(
 
 
 def make_config(source: object, **fields: Any) -> TransformerConfig:
-    """Builds the configuration; an error of its own checks names the file as well."""
+    """Builds the configuration; an error of its own checks names the file as well.
+
+    A window as long as the context, such as Phi's, is none.
+    """
     try:
-        return TransformerConfig(**fields)
+        config = TransformerConfig(**fields)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    window, longest = config.sliding_window, config.longest_length
+    if window is not None and window >= longest and config.sliding_rotary is None:
+        return dataclasses.replace(config, sliding_window=None, sliding_layers=())
+    return config
 
 
 def read_number(

@@ -75,6 +75,7 @@ class Family:
       gguf_interleaves: whether GGUF stores the rows of queries and keys in llama.cpp's own order.
       traits: fields of ``TransformerConfig`` with the family's value.
       defaults: key of config.json -> what a missing one means.
+      reads: keys of config.json that not every family has and this one reads.
       window: how layers are chosen to slide where config.json does not list them: "all",
         "from max_window_layers", or "but every 6th".
       extends_by_yarn: whether runs beyond the context use YaRN, as the model's authors advise.
@@ -90,6 +91,7 @@ class Family:
     gguf_interleaves: bool = False
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
     window: str = "all"
     extends_by_yarn: bool = False
     text_config: bool = False
@@ -112,6 +114,7 @@ _MISTRAL = Family(
     huggingface_names=_HUGGINGFACE_NAMES,
     defaults=_LLAMA_DEFAULTS
     | {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+    reads=frozenset({"sliding_window"}),
 )
 _QWEN2 = Family(
     huggingface_names=_HUGGINGFACE_NAMES | _HUGGINGFACE_BIASES,
@@ -125,6 +128,7 @@ _QWEN2 = Family(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    reads=frozenset({"sliding_window", "use_sliding_window", "layer_types"}),
     window="from max_window_layers",
     extends_by_yarn=True,
 )
@@ -154,6 +158,7 @@ _PHI3 = Family(
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
     },
+    reads=frozenset({"sliding_window", "partial_rotary_factor"}),
 )
 _GEMMA3_TEXT = Family(
     huggingface_names=_HUGGINGFACE_NAMES
@@ -195,6 +200,16 @@ _GEMMA3_TEXT = Family(
         "sliding_window": 4096,
         "sliding_window_pattern": 6,
     },
+    reads=frozenset(
+        {
+            "sliding_window",
+            "layer_types",
+            "rope_local_base_freq",
+            "query_pre_attn_scalar",
+            "hidden_activation",
+            "final_logit_softcapping",
+        }
+    ),
     window="but every 6th",
 )
 # The larger Gemma 3 read images too; their text model is the same.

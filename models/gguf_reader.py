@@ -12,7 +12,7 @@ from models.checkpoint import Checkpoint, Piece, Place
 from models.config import TransformerConfig
 from models.families import FAMILIES, GGUF_FAMILIES
 from models.gguf_header import Header
-from models.gguf_tokenizer import tokenizer_from_gguf
+from models.gguf_tokenizer import TURN_ENDS, tokenizer_from_gguf
 from models.json_file import brief
 from models.rotary import Rotary
 
@@ -75,9 +75,14 @@ def check_weights(header: Header, config: TransformerConfig) -> None:
 
 
 def read_eos_ids(header: Header, config: TransformerConfig) -> tuple[int, ...]:
-    """End-of-sequence ids: of a text, of a turn, and of a message."""
+    """End-of-sequence ids: those that the file names, and the tokens whose text ends a turn.
+
+    Files name one end of several; a conversation with Phi-3 would run on past ``<|end|>``.
+    """
     found = [header.metadata[key] for key in _EOS_KEYS if key in header.metadata]
-    return checkpoint.check_eos_ids(found, config.vocabulary_size, header.path)
+    tokens = header.metadata.get("tokenizer.ggml.tokens", [])
+    ends = [index for index, token in enumerate(tokens) if token in TURN_ENDS]
+    return checkpoint.check_eos_ids(found + ends, config.vocabulary_size, header.path)
 
 
 def read_config(header: Header) -> TransformerConfig:

@@ -20,6 +20,28 @@ MAX_MERGES = 1 << 20  # Gemma 3's vocabulary, the largest, has 513,511
 
 # Values of tokenizer.ggml.token_type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+# What ends a turn, and what else shapes a conversation. Converters have given these tokens other
+# types, and often name one end of several; llama.cpp knows them by their texts too.
+TURN_ENDS = (
+    "<|im_end|>",
+    "<|end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+)
+_TURN_MARKS = (
+    *TURN_ENDS,
+    "<|im_start|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|endoftext|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<start_of_turn>",
+)
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # Phi-3's own tokenizer drops white space after all added tokens but these.
@@ -146,10 +168,13 @@ def _read_vocabulary(metadata: Mapping[str, Any], path: Path) -> _Vocabulary:
             "tokenizer.ggml.token_type; expected a type each"
         )
     _check_distinct(tokens, path)
-    # Some converters mark these as ordinary; then a user's text could end the user's turn.
+    # Where these were ordinary tokens, a user's text could end the user's turn.
     for name in ("bos", "eos", "eot", "eom"):
         index = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if isinstance(index, int) and 0 <= index < len(types):
+            types[index] = _CONTROL
+    for index, token in enumerate(tokens):
+        if token in _TURN_MARKS:
             types[index] = _CONTROL
     return _Vocabulary(tokens, types)
 

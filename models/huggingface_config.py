@@ -23,6 +23,17 @@ _NEUTRAL = {
     "use_bidirectional_attention": (None, False),
     "quantization_config": (None,),
 }
+# The same, but for the families that read them (``Family.reads``).
+_NEUTRAL_UNLESS_READ = {
+    "sliding_window": (None,),
+    "use_sliding_window": (None, False),
+    "layer_types": (None,),
+    "partial_rotary_factor": (None, 1.0),
+    "rope_local_base_freq": (None,),
+    "query_pre_attn_scalar": (None,),
+    "hidden_activation": (None,),
+    "final_logit_softcapping": (None,),
+}
 # Keys that count although they stand beside text_config.
 _OUTSIDE = ("tie_word_embeddings", "quantization_config")
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -62,7 +73,8 @@ def parse_config(values: Mapping[str, Any], path: object) -> TransformerConfig:
         values = {key: values[key] for key in _OUTSIDE if values.get(key) is not None} | inner
     # A null is a value: Mistral's files switch the sliding window off with it.
     values = {**family.defaults, **values}
-    for key, neutral in _NEUTRAL.items():
+    unread = {key: _NEUTRAL_UNLESS_READ[key] for key in _NEUTRAL_UNLESS_READ.keys() - family.reads}
+    for key, neutral in (_NEUTRAL | unread).items():
         if values.get(key) not in neutral:
             raise ValueError(f"{path}: {key} is {brief(values[key])}, which is not supported")
 
@@ -80,7 +92,7 @@ def parse_config(values: Mapping[str, Any], path: object) -> TransformerConfig:
     if num_layers > _MAX_LAYERS:
         raise ValueError(f"{path}: num_hidden_layers is {num_layers}; expected <= {_MAX_LAYERS}")
     plain, sliding = _rotary_positions(values, family, head_size, path)
-    is_gemma = "query_pre_attn_scalar" in values
+    is_gemma = "query_pre_attn_scalar" in family.reads
     sliding_layers = _sliding_layers(values, family, num_layers, path)
     return checkpoint.make_config(
         path,
@@ -117,7 +129,7 @@ def _flag(values: Mapping[str, Any], key: str, path: object, default: bool | Non
 
 
 def _activation(values: Mapping[str, Any], path: object) -> str:
-    # Gemma's files name it twice; the second key is the one that counts there.
+    # Gemma's files may name it twice: there the first key counts.
     for key in ("hidden_activation", "hidden_act"):
         if key in values:
             name = values[key]
@@ -144,6 +156,13 @@ def _sliding_layers(
                 f"{num_layers}"
             )
         flags = [name == "sliding_attention" for name in listed]
+        if any(flags) and "use_sliding_window" in family.reads:
+            slides = _flag(values, "use_sliding_window", path, False)
+            if not slides:
+                raise ValueError(
+                    f"{path}: layer_types lists sliding_attention, but use_sliding_window is not "
+                    "true; expected both or none"
+                )
     elif values.get("sliding_window") is None:
         flags = []
     elif family.window == "all":

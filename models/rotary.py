@@ -149,14 +149,23 @@ def compute_frequencies(rotary: Rotary, head_size: int, needed_length: int) -> F
 
 def describe(rotary: Rotary, needed_length: int) -> str:
     """Names the law that a run of ``needed_length`` positions uses, for logs and summaries."""
-    scaling = rotary.scaling
     if rotary.yarn_beyond is not None and needed_length > rotary.yarn_beyond:
         factor = needed_length / rotary.yarn_beyond
         return f"YaRN, factor {factor:.6g}, beyond {rotary.yarn_beyond} positions"
-    if isinstance(scaling, LongRope):
-        which = "long" if needed_length > scaling.original_length else "short"
-        return f"LongRoPE, {which} factors (the long ones beyond {scaling.original_length})"
-    return "plain" if scaling is None else type(scaling).__name__
+    match rotary.scaling:
+        case None:
+            return "plain"
+        case Linear(factor):
+            return f"linear, factor {factor:g}"
+        case Divided():
+            return "plain frequencies over the file's divisors"
+        case Llama3(factor=factor, original_length=original):
+            return f"Llama 3, factor {factor:g} from {original} positions"
+        case Yarn(factor=factor, original_length=original):
+            return f"YaRN, factor {factor:g} from {original} positions"
+        case LongRope(original_length=original):
+            which = "long" if needed_length > original else "short"
+            return f"LongRoPE, {which} factors (the long ones beyond {original})"
 
 
 def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:

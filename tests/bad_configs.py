@@ -242,8 +242,8 @@ _OTHERS: Mapping[str, Case] = {
     "window_layers_negative": ("qwen2", assign("max_window_layers", -1), "max_window_layers is -1"),
     "window_layers_text": ("qwen2", assign("max_window_layers", "1"), "max_window_layers is '1'"),
     "window_missing": (
-        "mistral",
-        lambda values: values.update(sliding_window=None, layer_types=["sliding_attention"] * 2),
+        "gemma3_text",
+        lambda values: values.update(sliding_window=None, layer_types=["sliding_attention"] * 7),
         "sliding_window is missing",
     ),
     "window_overflow": (

@@ -202,7 +202,13 @@ def used(monkeypatch, tmp_path):
     return lambda: Used(*json.loads(report.read_text())) if report.exists() else Used(0.0, 0)
 
 
-@pytest.mark.parametrize("name", ERRORS)
+def with_speed(name: str):
+    """Marks the templates that use up their time, all but one, as slow tests."""
+    is_slow = ERRORS[name][1] == TOO_LONG and name != "nested_loops"
+    return pytest.param(name, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize("name", [with_speed(name) for name in ERRORS])
 def test_hostile_template_is_an_error(name, used):
     text, expected = ERRORS[name]
     with pytest.raises(ValueError, match=r"^hostile\.jinja: the chat template.*--nochat") as caught:

@@ -227,3 +227,38 @@ def copy_folder(source: Path, target: Path) -> None:
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     assert json.loads((target / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sliding_window", 8),
+        ("query_pre_attn_scalar", 4),
+        ("partial_rotary_factor", 0.5),
+        ("hidden_activation", "gelu_pytorch_tanh"),
+        ("final_logit_softcapping", 3.0),
+        ("rope_local_base_freq", 100.0),
+        ("layer_types", ["sliding_attention", "full_attention"]),
+    ],
+)
+def test_a_key_of_another_family_is_refused(tmp_path, key, value):
+    """A Llama of transformers ignores them all: to follow them would be another model."""
+    write_json(tmp_path / "config.json", {**CONFIG, key: value})
+    with pytest.raises(ValueError, match=f"{key} is .*, which is not supported"):
+        huggingface_config.read_config(tmp_path)
+
+
+def test_ends_of_turns_end_a_text_from_gguf(tmp_path):
+    """The file names token 0 alone; that token 2 ends a turn is known by its text."""
+    path = write_gguf(tmp_path / "tiny.gguf", extra={"tokenizer.ggml.eos_token_id": 0})
+    header = gguf_header.read_header(path)
+    assert gguf_reader.read_eos_ids(header, gguf_reader.read_config(header)) == (0, 2)
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path):
+    values = {**CONFIG, "model_type": "mistral", "sliding_window": 128}
+    write_json(tmp_path / "config.json", values)
+    config = huggingface_config.read_config(tmp_path)
+    assert (config.sliding_window, config.sliding_layers) == (None, ())
+    write_json(tmp_path / "config.json", {**values, "sliding_window": 127})
+    assert huggingface_config.read_config(tmp_path).sliding_window == 127
