@@ -19,6 +19,7 @@ REQUIREMENTS = [
 # tests skip. An unpinned torch may bring several GB of CUDA libraries.
 PARITY = ["torch==2.13.0", "transformers>=5.0"]
 QUANTISE = ["qwix>=0.1.8"]
+ARVIZ = ["arviz-base[h5netcdf]>=0.8", "arviz-stats[xarray]>=0.8"]
 
 setup(
     name="ecmh_jax",
@@ -35,10 +36,12 @@ setup(
     extras_require={
         "parity": PARITY,
         "quantise": QUANTISE,
+        "arviz": ARVIZ,
         "dev": [
             *("build", "pyright[nodejs]", "pytest>=8", "pytest-xdist", "ruff"),
             *PARITY,
             *QUANTISE,
+            *ARVIZ,
         ],
     },
 )

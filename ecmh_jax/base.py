@@ -214,10 +214,11 @@ class Result(NamedTuple):
       trace: the final traces.
       stats: the chains' counters.
       finite: [B] bool, False for a chain frozen because its logits were not finite.
-      info: per-step records, leading axes [num_stages, steps_per_stage].
+      info: the sampler's own records, a NamedTuple; for ``ecmh`` the ``Info`` of every step, with
+        leading axes [num_stages, steps_per_stage].
     """
 
     trace: Trace
     stats: Stats
     finite: jax.Array
-    info: Info
+    info: Any

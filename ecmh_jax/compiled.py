@@ -46,6 +46,36 @@ def run(rng_key, params, prompts, prompt_lengths, prompt_ids, chain_ids, tuning,
     )
 
 
+@functools.partial(jax.jit, static_argnames=("run", "model", "config", "options"))
+def run_group(
+    rng_key,
+    params,
+    prompts,
+    prompt_lengths,
+    prompt_ids,
+    chain_ids,
+    tuning,
+    *,
+    run,
+    model,
+    config,
+    options,
+):
+    """Compiled ``run`` of one of ``group_sampling.GROUP_SAMPLERS``."""
+    return run(
+        rng_key,
+        model,
+        params,
+        prompts,
+        prompt_lengths,
+        prompt_ids,
+        chain_ids,
+        tuning,
+        config,
+        options,
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def prefill(params, prompt, prompt_length, *, model, config):
     """Compiled ``ecmh.prefill``."""

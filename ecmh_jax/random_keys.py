@@ -9,7 +9,7 @@ the same bits as alone, which ``rbg`` keys do not.
 import jax
 import jax.numpy as jnp
 
-_CUT, _ACCEPT, _STAY, _TOKEN = range(4)  # purposes
+_CUT, _ACCEPT, _STAY, _TOKEN, _GROUP = range(5)  # purposes
 _NO_POSITION = 0  # of the draws that belong to a step as a whole
 
 
@@ -63,3 +63,9 @@ def stay_uniform(keys: jax.Array, positions: jax.Array) -> jax.Array:
 def token_uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
     """[B, 2] float32 in [0, 1): draws the token at ``positions`` [B]."""
     return jax.vmap(lambda key, position: _uniforms(key, _TOKEN, position))(keys, positions)
+
+
+def group_uniform(keys: jax.Array, position: int | jax.Array) -> jax.Array:
+    """[B] float32 in [0, 1): a group's own draw, told apart by ``position``, int or [B]."""
+    positions = jnp.broadcast_to(position, keys.shape)
+    return jax.vmap(lambda key, at: _uniforms(key, _GROUP, at)[0])(keys, positions)

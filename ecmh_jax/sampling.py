@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ from ecmh_jax import checks
 from ecmh_jax.base import Config, LanguageModel, Params, Result, Tuning
 from ecmh_jax.chain_queue import Chains, run_queue
 from ecmh_jax.engine import Finished
+from ecmh_jax.group_sampling import GROUP_SAMPLERS, check_options, sample_groups
 
-SAMPLERS = ("entropy_cut", "uniform_cut", "low_temperature", "standard")
+CHAIN_SAMPLERS = ("entropy_cut", "uniform_cut", "low_temperature", "standard")  # a row a trace
+SAMPLERS = (*CHAIN_SAMPLERS, *GROUP_SAMPLERS)
 
 
 def specialise(sampler: str, tuning: Tuning, config: Config) -> tuple[Tuning, Config]:
-    """Returns the tuning and the schedule with which the chains are the named sampler.
+    """Returns the tuning and the schedule with which chains are the named sampler.
 
     * ``entropy_cut``: as given.
     * ``uniform_cut``: uniform cuts (arXiv:2510.14901, with the exact ratio).
@@ -26,8 +29,8 @@ def specialise(sampler: str, tuning: Tuning, config: Config) -> tuple[Tuning, Co
     Raises:
       ValueError: the sampler is unknown.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
+    if sampler not in CHAIN_SAMPLERS:
+        raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(CHAIN_SAMPLERS)}")
     if sampler == "uniform_cut":
         tuning = tuning._replace(uniform_mix=jnp.ones_like(tuning.uniform_mix))
     if sampler == "standard":
@@ -50,6 +53,7 @@ def sample(
     chain_ids: jax.Array | None = None,
     num_slots: int | None = None,
     steps_per_tick: int = 4,
+    options: Any = None,
 ) -> Result:
     """Samples one trace a chain from the power distribution p^power, or by a baseline.
 
@@ -73,6 +77,8 @@ def sample(
       num_slots: chains that decode together, >= 1; the others wait for a free slot. Default: B. It
         bounds the memory of a run, and moves the last bits of its numbers.
       steps_per_tick: decode steps in one call of the device, >= 1. Changes no token of any chain.
+      options: static settings of a sampler that decodes several rows for each trace
+        (``group_sampling.GROUP_SAMPLERS``): the ``Options`` of its module. Default: the module's.
 
     Returns:
       The final traces, counters and per-step records.
@@ -80,7 +86,14 @@ def sample(
     Raises:
       ValueError: a value is out of range; the message names it and what was expected.
     """
-    tuning, config = specialise(sampler, tuning, config)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
+    if sampler in GROUP_SAMPLERS:
+        options = check_options(sampler, options)
+    elif options is not None:
+        raise ValueError(f"options are {options!r}; expected None for sampler {sampler!r}")
+    else:
+        tuning, config = specialise(sampler, tuning, config)
     checks.check_key(rng_key)
     checks.check_config(config)
     num_chains = checks.check_prompt_shape(prompts, config)
@@ -103,6 +116,8 @@ def sample(
         chain_ids=np.asarray(chain_ids, np.int32),
         tuning=tuning,
     )
+    if sampler in GROUP_SAMPLERS:
+        return sample_groups(rng_key, model, params, chains, config, sampler, options, num_slots)
     finished: dict[int, Finished] = {}
     for update in run_queue(
         rng_key, model, params, chains, config, num_slots or num_chains, steps_per_tick

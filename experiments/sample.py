@@ -13,7 +13,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from ecmh_jax import SAMPLERS, Config, Tuning, chain_queue, checks, make_tuning, sampling
+from ecmh_jax import Config, Tuning, chain_queue, checks, make_tuning, sampling
 from experiments import chains as chains_lib
 from experiments import memory as memory_lib
 from experiments import prompts as prompts_lib
@@ -23,6 +23,8 @@ from experiments.progress import Progress
 from experiments.run_folder import RunFolder
 from models.load import DTYPES, LoadedModel, fit_length, load_model
 from models.quantisation import KINDS
+
+_LONGEST_CONTEXT = 1 << 24  # for models without a longest one: far beyond any memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class SampleConfig:
     )
     sampler: tuple[str, ...] = setting(
         ("standard", "low_temperature", "entropy_cut"),
-        f"Separated by commas, of {', '.join(SAMPLERS)}.",
+        f"Separated by commas, of {', '.join(sampling.CHAIN_SAMPLERS)}.",
     )
     power: float = setting(4.0, "alpha of the target p^alpha.")
     proposal_temperature: float | None = setting(None, "tau of the proposal. Default: 1 / power.")
@@ -112,10 +114,11 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
     run = _static_config(config, prompts.tokens.shape[1], model.eos_ids, pad_id)
     chains_lib.check(model, prompts, run)
     needed_length = int(prompts.lengths.max()) + run.max_new_tokens
-    if config.context_length is not None and config.context_length < needed_length:
+    most = min(model.config.longest_length, _LONGEST_CONTEXT)
+    if config.context_length is not None and not needed_length <= config.context_length <= most:
         raise ValueError(
-            f"--context_length={config.context_length}; expected at least {needed_length}, which "
-            "the longest prompt and --max_new_tokens need"
+            f"--context_length={config.context_length}; expected {needed_length}, which the "
+            f"longest prompt and --max_new_tokens need, to {most}"
         )
     model = fit_length(model, config.context_length or needed_length)
     num_chains = len(texts) * config.num_chains
@@ -211,7 +214,9 @@ def _prompt_texts(config: SampleConfig) -> tuple[str, ...]:
     if config.prompt and config.prompts_file:
         raise ValueError("--prompt and --prompts_file are both given; expected one of them")
     if not config.sampler:
-        raise ValueError(f"--sampler is empty; expected some of {', '.join(SAMPLERS)}")
+        raise ValueError(
+            f"--sampler is empty; expected some of {', '.join(sampling.CHAIN_SAMPLERS)}"
+        )
     if config.num_chains < 1:
         raise ValueError(f"--num_chains={config.num_chains}; expected at least 1")
     if config.prompts_file:

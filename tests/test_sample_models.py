@@ -24,7 +24,7 @@ def config(tmp_path):
         model=str(folder),
         prompt=("ab", "hello"),
         chat=False,
-        sampler=("entropy_cut",),
+        sampler=("low_temperature",),
         num_chains=2,
         num_slots="2",
         max_new_tokens=8,
@@ -49,8 +49,10 @@ def test_the_law_follows_the_needed_length(config):
 def test_a_run_longer_than_the_context_is_refused(config):
     with pytest.raises(ValueError, match="expected at most 128, the context of"):
         run_sample(dataclasses.replace(config, max_new_tokens=128))
-    with pytest.raises(ValueError, match=r"--context_length=9; expected at least 1\d, which"):
+    with pytest.raises(ValueError, match=r"--context_length=9; expected 1\d, which"):
         run_sample(dataclasses.replace(config, context_length=9))
+    with pytest.raises(ValueError, match=r"--context_length=129; expected .* to 128"):
+        run_sample(dataclasses.replace(config, context_length=129))
 
 
 def test_results_name_quantised_weights(config):
@@ -58,6 +60,7 @@ def test_results_name_quantised_weights(config):
     wide = run_sample(config)
     narrow = run_sample(dataclasses.replace(config, quantise="int8"))
     assert (wide["model"]["weights"], narrow["model"]["weights"]) == ("float32", "int8")
-    assert narrow["memory"]["weights_bytes"] < wide["memory"]["weights_bytes"]
+    # A CPU's program widens the matrices again, beside the narrow ones.
+    assert narrow["memory"]["weights_bytes"] > wide["memory"]["weights_bytes"]
     assert "float32, int8 weights on" in text_report.describe(narrow, 1.0)
     assert "weights on" not in text_report.describe(wide, 1.0)

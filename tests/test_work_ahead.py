@@ -76,6 +76,7 @@ def test_other_switches_may_be_off(switch):
     assert_same(tuple(chains), reference(config))
 
 
+@pytest.mark.slow
 def test_spare_slots_save_decode_steps():
     without = dataclasses.replace(LONG, work_ahead=False)
     alone, beside_free_slots = run_on(3, without), run_on(9, without)
