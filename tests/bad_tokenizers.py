@@ -35,7 +35,7 @@ def added(index: Any) -> Callable[[Path], Any]:
 def prefix(*ids: int) -> dict[str, Any]:
     """A post-processor that puts token ids before a text."""
     text, special = ({"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "X"}})
-    special["SpecialToken"]["type_id"] = 0  # type: ignore[assignment]
+    special["SpecialToken"]["type_id"] = 0
     return {
         "type": "TemplateProcessing",
         "single": [special, text],

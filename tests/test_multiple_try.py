@@ -18,8 +18,9 @@ DRAWS = 4096  # chains started from every state
 QUICK = {"xla_backend_optimization_level": 0}  # compiling takes far longer than running
 
 
+_SETTING_NAMES = ("power", "cut_power", "uniform_mix", "cut_first_token", "sampler")
 SETTINGS = [
-    dict(zip(("power", "cut_power", "uniform_mix", "cut_first_token", "sampler"), values))  # noqa: B905
+    dict(zip(_SETTING_NAMES, values, strict=True))
     for values in [
         (4.0, 4.0, 0.0, True, "entropy_cut"),
         (2.0, 1.0, 0.1, True, "entropy_cut"),

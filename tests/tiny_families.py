@@ -148,7 +148,7 @@ def write_gguf(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarr
         elif type(value) is int and value < 0:
             writer.add_int32(key, value)
         else:
-            adders.get(type(value), writer.add_string)(key, value)  # type: ignore[operator]
+            adders.get(type(value), writer.add_string)(key, value)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
