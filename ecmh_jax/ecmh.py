@@ -15,6 +15,9 @@ Every chain of the batch takes the same step at the same time. This is the refer
 engines are compared with, token for token.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -161,6 +164,33 @@ def run(
       The chains after the last step of the last stage.
     """
     extend, kernel = build_extend(model, config), build_kernel(model, config)
+    state = init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
+    return run_schedule(rng_key, extend, kernel, state, params, tuning, config)
+
+
+def run_schedule(
+    rng_key,
+    extend: Callable[..., State],
+    kernel: Callable[..., tuple[State, Any]],
+    state: State,
+    params: Params,
+    tuning: Tuning,
+    config: Config,
+) -> Result:
+    """Runs stages of steps on chains before their first stage; arguments as in ``run``.
+
+    Args:
+      rng_key: scalar typed key.
+      extend: as ``build_extend`` returns.
+      kernel: as ``build_kernel`` returns, with a record of its own.
+      state: the chains.
+      params: the model's weights.
+      tuning: per-chain numbers.
+      config: the run.
+
+    Returns:
+      The chains after the last stage; records have leading axes [num_stages, steps_per_stage].
+    """
 
     def take_step(state, _):
         return kernel(rng_key, state, params, tuning)
@@ -174,6 +204,5 @@ def run(
             )
         return jax.lax.scan(take_step, state, length=config.steps_per_stage)
 
-    state = init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
     state, info = jax.lax.scan(enter_stage, state, length=config.num_stages)
     return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)

@@ -172,22 +172,8 @@ def run(
       shorter than ``max_new_tokens``. ``info`` is ``base.Info``; its ``divergence`` is the cut.
     """
     extend, kernel = build_extend(model, config), build_kernel(model, config, options)
-
-    def take_step(state, _):
-        return kernel(rng_key, state, params, tuning)
-
-    def enter_stage(state, _):
-        state = extend(rng_key, state, params, tuning)
-        if config.steps_per_stage == 0:  # a scan of no steps does not run under disable_jit
-            _, info = jax.eval_shape(take_step, state, None)
-            return state, jax.tree.map(
-                lambda field: jnp.zeros((0, *field.shape), field.dtype), info
-            )
-        return jax.lax.scan(take_step, state, length=config.steps_per_stage)
-
     state = ecmh.init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    state, info = jax.lax.scan(enter_stage, state, length=config.num_stages)
-    return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)
+    return ecmh.run_schedule(rng_key, extend, kernel, state, params, tuning, config)
 
 
 def _begin_proposal(
