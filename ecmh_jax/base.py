@@ -65,6 +65,9 @@ class Config:
       early_rejection: stop a proposal once its rejection is certain. Changes no token of any chain.
       work_ahead: let slots without a chain draw proposals that will be due if the one under way is
         rejected. Changes no token of any chain; the engine alone asks.
+      record_proposals: keep every step's current and proposed completion, with the terms of its
+        ratio, in ``Info.proposal``. Changes no token of any chain. Takes 16 bytes a step and token
+        of ``max_new_tokens`` in every slot.
     """
 
     prompt_length: int
@@ -79,6 +82,7 @@ class Config:
     replay: bool = True
     early_rejection: bool = True
     work_ahead: bool = True
+    record_proposals: bool = False
 
     @property
     def num_slots(self) -> int:
@@ -185,6 +189,9 @@ class State(NamedTuple):
 class Info(NamedTuple):
     """What one Metropolis-Hastings step did, for a reader. All [B].
 
+    All but ``log_prob`` and ``mean_entropy`` are zero for a step that was not attempted. These two
+    are the chain's own after every step, frozen or not, so that they are draws for ``convergence``.
+
     Attributes:
       attempted: bool, False for a frozen chain.
       accepted: bool.
@@ -195,6 +202,10 @@ class Info(NamedTuple):
       proposal_length: int32, tokens of the proposed completion as far as it was decoded.
       log_ratio: float32, log A, or the upper bound on it at which the proposal was stopped.
       decoded: int32, tokens drawn from fresh logits in this step.
+      log_prob: float32 nats, log p of the chain's completion after the step.
+      mean_entropy: float32 nats, mean over that completion's tokens of the entropy of the laws that
+        they were drawn from; 0 for an empty completion.
+      proposal: a ``proposal_record.Proposal`` with ``config.record_proposals``, else ().
     """
 
     attempted: jax.Array
@@ -205,6 +216,9 @@ class Info(NamedTuple):
     proposal_length: jax.Array
     log_ratio: jax.Array
     decoded: jax.Array
+    log_prob: jax.Array
+    mean_entropy: jax.Array
+    proposal: Any = ()
 
 
 class Result(NamedTuple):

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ecmh_jax import ecmh
-from ecmh_jax.base import Config, LanguageModel, Params, Result, State, Stats, Trace, Tuning
+from ecmh_jax.base import Config, LanguageModel, Params, Result, State, Stats, Trace
+from ecmh_jax.rounds import Batch, Rounds, repeat
 
 SCORES = ("mean_log_prob", "total_log_prob")
 _NO_LIMIT = np.iinfo(np.int32).max
@@ -73,6 +74,13 @@ class _Drawn(NamedTuple):
     finite: jax.Array
 
 
+class _Carry(NamedTuple):
+    """Results [B] before any token, with their prompts' cache, and what each has spent [B]."""
+
+    bare: State
+    spent: jax.Array
+
+
 def check_options(options: Options) -> None:
     """Raises ValueError unless the options make sense together."""
     for name in ("num_candidates", "rows"):
@@ -95,53 +103,74 @@ def rows_per_chain(options: Options) -> int:
     return options.num_candidates if options.rows is None else options.rows
 
 
-def run(
-    rng_key,
-    model: LanguageModel,
-    params: Params,
-    prompts,
-    prompt_lengths,
-    prompt_ids,
-    chain_ids,
-    tuning: Tuning,
-    config: Config,
-    options: Options,
-    budget=None,
-) -> Result:
-    """Draws the candidates of every result and keeps the best of each.
+def build(model: LanguageModel, config: Config, options: Options) -> Rounds:
+    """Returns the sampler: a round draws ``rows`` candidates of every result.
 
-    Candidate j of chain c is the low-temperature draw of chain ``c * N + j``, token for token.
+    Candidate j of chain c is the low-temperature draw of chain ``c * N + j``, token for token. Who
+    has met the budget sits out; a budget below 1 counts as 1, which buys one candidate.
 
     Args:
-      rng_key: scalar typed key, the run's seed.
       model: the language model.
-      params: its weights.
-      prompts: [B, P] int32, padded on the right.
-      prompt_lengths: [B] int32, 1..P.
-      prompt_ids: [B] int32 and
-      chain_ids: [B] int32: identity of each result.
-      tuning: per-result numbers; q has the caller's proposal temperature.
       config: the run; its schedule of stages is not used.
-      options: the candidates.
-      budget: [B] int32, decoded tokens that each result may spend, or None for no limit. A
-        budget below 1 counts as 1, which buys one candidate.
+      options: the candidates. Their law q has the proposal temperature of each result's tuning.
 
     Returns:
-      The best candidates; ``stats.decoded`` counts the tokens of the candidates that were used,
-      and ``finite`` is False where none of those had finite logits. ``info`` is an ``Info``.
+      Its functions. ``stats.decoded`` counts the tokens of the candidates that were used, and
+      ``finite`` is False where none of those had finite logits. ``info`` is an ``Info``.
     """
     config = dataclasses.replace(config, num_stages=1, steps_per_stage=0)
-    state = ecmh.init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    if budget is None:
-        budget = jnp.full_like(state.chain_id, _NO_LIMIT)
-    chex.assert_shape(budget, state.chain_id.shape)
-    budget = jnp.maximum(budget, 1)
-    drawn = _draw_candidates(rng_key, model, params, state, tuning, config, options, budget)
-    used = used_candidates(drawn.decoded, budget)
-    score = score_candidates(drawn.trace, prompt_lengths, options.score)
+    rows = rows_per_chain(options)
+    extend = ecmh.build_extend(model, config)
+
+    def begin(rng_key, params: Params, batch: Batch) -> _Carry:
+        del rng_key
+        state = ecmh.init_batch(model, params, batch, config)
+        return _Carry(state, jnp.zeros_like(state.chain_id))
+
+    def advance(rng_key, params: Params, batch: Batch, carry: _Carry, index):
+        bare, spent = carry
+        candidate = index * rows + jnp.arange(rows)
+        row_id = bare.chain_id[:, None] * options.num_candidates + candidate[None]
+        drawn = extend(
+            rng_key,
+            repeat(bare, rows)._replace(
+                chain_id=row_id.reshape(-1),
+                frozen=jnp.repeat(spent >= _budget_of(batch), rows, axis=0),
+            ),
+            params,
+            repeat(batch.tuning, rows),
+        )
+        drawn = _Drawn(drawn.trace, drawn.stats.decoded, drawn.finite)
+        drawn = jax.tree.map(lambda leaf: leaf.reshape(len(spent), rows, *leaf.shape[1:]), drawn)
+        return _Carry(bare, spent + drawn.decoded.sum(axis=1)), drawn
+
+    def finish(rng_key, batch: Batch, carry: _Carry, records: _Drawn) -> Result:
+        del rng_key
+
+        def by_result(leaf):  # [rounds, B, rows, ...] to [B, N, ...]
+            leaf = jnp.moveaxis(leaf, 0, 1)
+            return leaf.reshape(leaf.shape[0], options.num_candidates, *leaf.shape[3:])
+
+        drawn = jax.tree.map(by_result, records)
+        return _choose_among(drawn, carry.bare.trace, batch, options)
+
+    return Rounds(options.num_candidates // rows, begin, advance, finish, lambda carry: carry.spent)
+
+
+def _budget_of(batch: Batch) -> jax.Array:
+    if batch.budget is None:
+        return jnp.full_like(batch.chain_ids, _NO_LIMIT)
+    chex.assert_shape(batch.budget, batch.chain_ids.shape)
+    return jnp.maximum(batch.budget, 1)
+
+
+def _choose_among(drawn: _Drawn, bare: Trace, batch: Batch, options: Options) -> Result:
+    """The best of the candidates [B, N] that the budgets allow; ``bare`` [B] are the prompts."""
+    used = used_candidates(drawn.decoded, _budget_of(batch))
+    score = score_candidates(drawn.trace, batch.prompt_lengths, options.score)
     score, chosen = choose(score, used, drawn.finite)
     decoded = count_decoded(drawn.decoded, used)
-    candidates = _blank_unused(drawn.trace, used, state.trace)
+    candidates = _blank_unused(drawn.trace, used, bare)
     rows = jnp.arange(len(chosen))
     none = jnp.zeros_like(decoded)
     return Result(
@@ -238,43 +267,6 @@ def _best_of_majority(answers: list[Hashable | None], scores: list[float]) -> in
 
     winners = max(groups.values(), key=votes)
     return max(winners, key=lambda candidate: scores[candidate])
-
-
-def _draw_candidates(
-    rng_key, model, params, state: State, tuning: Tuning, config: Config, options: Options, budget
-) -> _Drawn:
-    """Draws round after round of ``rows`` candidates a result; who has met the budget sits out."""
-    num_results, rows = len(state.chain_id), rows_per_chain(options)
-    num_rounds = options.num_candidates // rows
-    extend = ecmh.build_extend(model, config)
-
-    def repeat(tree):
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), tree)
-
-    bare, row_tuning = repeat(state), repeat(tuning)
-
-    def draw_round(spent, round_number):
-        candidate = round_number * rows + jnp.arange(rows)
-        row_id = state.chain_id[:, None] * options.num_candidates + candidate[None]
-        drawn = extend(
-            rng_key,
-            bare._replace(
-                chain_id=row_id.reshape(-1), frozen=jnp.repeat(spent >= budget, rows, axis=0)
-            ),
-            params,
-            row_tuning,
-        )
-        drawn = _Drawn(drawn.trace, drawn.stats.decoded, drawn.finite)
-        drawn = jax.tree.map(lambda leaf: leaf.reshape(num_results, rows, *leaf.shape[1:]), drawn)
-        return spent + drawn.decoded.sum(axis=1), drawn
-
-    _, drawn = jax.lax.scan(draw_round, jnp.zeros_like(budget), jnp.arange(num_rounds))
-
-    def by_result(leaf):
-        leaf = jnp.moveaxis(leaf, 0, 1)
-        return leaf.reshape(num_results, options.num_candidates, *leaf.shape[3:])
-
-    return jax.tree.map(by_result, drawn)
 
 
 def _blank_unused(candidates: Trace, used: jax.Array, bare: Trace) -> Trace:

@@ -87,6 +87,15 @@ def check_integers(name: str, values, num_chains: int) -> None:
         raise ValueError(f"{name} hold {values.min()}..{values.max()}; expected 32-bit integers")
 
 
+def check_budget(sampler: str, budget, num_chains: int) -> None:
+    """Raises ValueError unless the sampler takes budgets and each is at least 1."""
+    if sampler != "best_of_n":
+        raise ValueError(f"budget is given for sampler {sampler!r}; expected None: only best_of_n")
+    check_integers("budget", budget, num_chains)
+    if np.asarray(budget).min() < 1:
+        raise ValueError(f"budget holds {np.asarray(budget).min()}; expected at least 1")
+
+
 def check_prompts(prompts, prompt_lengths, config: Config, vocabulary_size: int) -> None:
     """Raises ValueError unless every prompt is live, fits its slots and uses known tokens."""
     num_chains = check_prompt_shape(prompts, config)

@@ -2,7 +2,7 @@
 
 The model and the configuration are static: one program for each pair of them and batch shape,
 whatever the weights and the tuning. A model is known by its functions' identity: build it once.
-A state that is passed to ``extend`` or ``kernel`` is consumed, and so are slots.
+A state that is passed to ``extend`` or ``kernel`` is consumed, and so are slots and carries.
 """
 
 import functools
@@ -46,34 +46,27 @@ def run(rng_key, params, prompts, prompt_lengths, prompt_ids, chain_ids, tuning,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("run", "model", "config", "options"))
-def run_group(
-    rng_key,
-    params,
-    prompts,
-    prompt_lengths,
-    prompt_ids,
-    chain_ids,
-    tuning,
-    *,
-    run,
-    model,
-    config,
-    options,
-):
-    """Compiled ``run`` of one of ``group_sampling.GROUP_SAMPLERS``."""
-    return run(
-        rng_key,
-        model,
-        params,
-        prompts,
-        prompt_lengths,
-        prompt_ids,
-        chain_ids,
-        tuning,
-        config,
-        options,
-    )
+_STATIC_ROUNDS = ("build", "model", "config", "options")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC_ROUNDS)
+def begin_rounds(rng_key, params, batch, *, build, model, config, options):
+    """Compiled ``rounds.Rounds.begin``."""
+    return build(model, config, options).begin(rng_key, params, batch)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC_ROUNDS, donate_argnames=("carry",))
+def advance_round(rng_key, params, batch, carry, index, *, build, model, config, options):
+    """Compiled ``rounds.Rounds.advance``; returns the tokens decoded so far [] int32 too."""
+    rounds = build(model, config, options)
+    carry, record = rounds.advance(rng_key, params, batch, carry, index)
+    return carry, record, rounds.decoded(carry).sum()
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC_ROUNDS)
+def finish_rounds(rng_key, batch, carry, records, *, build, model, config, options):
+    """Compiled ``rounds.Rounds.finish``."""
+    return build(model, config, options).finish(rng_key, batch, carry, records)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"))

@@ -1,7 +1,8 @@
 """What a run did: acceptance, cuts, lengths, distinct traces, answers, and export to ArviZ.
 
 Everything here runs on the host, in NumPy, on the ``Result`` of a Metropolis-Hastings sampler.
-``convergence`` has the effective sample sizes and R-hat of the draws that ``chain_draws`` makes.
+``convergence`` has the effective sample sizes and R-hat of the draws that ``chain_draws`` makes;
+``summarise_chains`` asks it about log p, length and entropy.
 """
 
 import importlib
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ecmh_jax import convergence
 from ecmh_jax.base import Info, Trace
 
 
@@ -80,6 +82,63 @@ def completion_lengths(info: Info, trace: Trace, prompt_lengths: ArrayLike) -> n
     final = np.asarray(trace.length, np.int64) - np.asarray(prompt_lengths, np.int64)
     recorded = np.where(info.accepted, info.proposal_length, info.current_length)
     return np.where(attempted, recorded, np.where(attempted_later, 1, final[None, None]))
+
+
+def chain_quantities(
+    info: Info,
+    trace: Trace,
+    prompt_lengths: ArrayLike,
+    stage: int | None = -1,
+    chains: Any = None,
+) -> dict[str, np.ndarray]:
+    """Returns draws [C, N] of what each chain's completion is after every step, by name.
+
+    ``log_prob`` (nats), ``num_tokens`` and ``mean_entropy`` (nats a token). A frozen chain keeps
+    its values, so that every chain has all draws.
+
+    Args:
+      info: records with leading axes [num_stages, steps_per_stage, B].
+      trace: the final traces of the same chains.
+      prompt_lengths: [B] live prompt tokens.
+      stage: as in ``chain_draws``.
+      chains: as in ``chain_draws``; those of one prompt, if ``convergence`` is to be asked.
+
+    Raises:
+      ValueError: the records lack their leading axes or have no such stage.
+    """
+    log_prob = chain_draws(info.log_prob, stage, chains)
+    lengths = completion_lengths(info, trace, prompt_lengths)
+    return {
+        "log_prob": log_prob,
+        "num_tokens": chain_draws(lengths, stage, chains),
+        "mean_entropy": chain_draws(info.mean_entropy, stage, chains),
+    }
+
+
+def summarise_chains(
+    info: Info,
+    trace: Trace,
+    prompt_lengths: ArrayLike,
+    stage: int | None = -1,
+    chains: Any = None,
+) -> dict[str, convergence.Summary]:
+    """Returns mean, error, effective sample sizes and R-hat of each of the ``chain_quantities``.
+
+    Chains that froze at different traces have not mixed, and R-hat says so. Chains that froze at
+    one and the same look perfect: read ``distinct_traces`` beside it.
+
+    Args:
+      info: records with leading axes [num_stages, steps_per_stage, B].
+      trace: the final traces of the same chains.
+      prompt_lengths: [B] live prompt tokens.
+      stage: as in ``chain_draws``; stages have targets of their own.
+      chains: as in ``chain_draws``: the chains of one prompt.
+
+    Raises:
+      ValueError: the records lack their leading axes or have no such stage, or there is no chain.
+    """
+    quantities = chain_quantities(info, trace, prompt_lengths, stage, chains)
+    return {name: convergence.summarise(draws) for name, draws in quantities.items()}
 
 
 def acceptance_by_stage(info: Info) -> np.ndarray:
@@ -202,7 +261,7 @@ def to_data_tree(
     Args:
       quantities: names and draws [C, N, ...]: the group ``posterior``.
       info: records with leading axes [num_stages, steps_per_stage, B]: the group ``sample_stats``,
-        under their own names.
+        under their own names, with the fields of ``info.proposal`` beside them where it was kept.
       stage: the stage that the draws are of, as in ``chain_draws``.
       chains: rows of the batch that the draws are of, as in ``chain_draws``.
 
@@ -211,10 +270,18 @@ def to_data_tree(
     """
     groups = {"posterior": {name: np.asarray(draws) for name, draws in quantities.items()}}
     if info is not None:
+        records = info._asdict()
+        proposal = records.pop("proposal", ())
+        records |= proposal._asdict() if proposal else {}
         groups["sample_stats"] = {
-            name: chain_draws(record, stage, chains) for name, record in info._asdict().items()
+            name: chain_draws(record, stage, chains) for name, record in records.items()
         }
-    shapes = {name: draws.shape for group in groups.values() for name, draws in group.items()}
+    # A quantity may have the name of a record, as ``log_prob`` does.
+    shapes = {
+        f"{group}/{name}": draws.shape
+        for group, members in groups.items()
+        for name, draws in members.items()
+    }
     if not quantities or min(map(len, shapes.values())) < 2:
         raise ValueError(f"draws have shapes {shapes}; expected at least one quantity of [C, N]")
     if len({shape[:2] for shape in shapes.values()}) != 1:

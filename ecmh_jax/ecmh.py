@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from ecmh_jax import suffix, transition
 from ecmh_jax.base import Cache, Config, Info, LanguageModel, Params, Result, State, Tuning
+from ecmh_jax.rounds import Batch, Rounds
 
 
 def prefill(model: LanguageModel, params: Params, prompt, prompt_length, config: Config) -> Cache:
@@ -163,39 +164,34 @@ def run(
     Returns:
       The chains after the last step of the last stage.
     """
-    extend, kernel = build_extend(model, config), build_kernel(model, config)
+    enter_stage = build_stage(build_extend(model, config), build_kernel(model, config), config)
     state = init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    return run_schedule(rng_key, extend, kernel, state, params, tuning, config)
+    state, info = jax.lax.scan(
+        lambda state, _: enter_stage(rng_key, state, params, tuning),
+        state,
+        length=config.num_stages,
+    )
+    return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)
 
 
-def run_schedule(
-    rng_key,
-    extend: Callable[..., State],
-    kernel: Callable[..., tuple[State, Any]],
-    state: State,
-    params: Params,
-    tuning: Tuning,
-    config: Config,
-) -> Result:
-    """Runs stages of steps on chains before their first stage; arguments as in ``run``.
+def build_stage(
+    extend: Callable[..., State], kernel: Callable[..., tuple[State, Any]], config: Config
+):
+    """Returns ``enter_stage(rng_key, state, params, tuning) -> (state, info)``: a whole stage.
 
     Args:
-      rng_key: scalar typed key.
       extend: as ``build_extend`` returns.
       kernel: as ``build_kernel`` returns, with a record of its own.
-      state: the chains.
-      params: the model's weights.
-      tuning: per-chain numbers.
       config: the run.
 
     Returns:
-      The chains after the last stage; records have leading axes [num_stages, steps_per_stage].
+      The function; the leaves of ``info`` have a leading axis [steps_per_stage].
     """
 
-    def take_step(state, _):
-        return kernel(rng_key, state, params, tuning)
+    def enter_stage(rng_key, state: State, params: Params, tuning: Tuning) -> tuple[State, Any]:
+        def take_step(state, _):
+            return kernel(rng_key, state, params, tuning)
 
-    def enter_stage(state, _):
         state = extend(rng_key, state, params, tuning)
         if config.steps_per_stage == 0:  # a scan of no steps does not run under disable_jit
             _, info = jax.eval_shape(take_step, state, None)
@@ -204,5 +200,43 @@ def run_schedule(
             )
         return jax.lax.scan(take_step, state, length=config.steps_per_stage)
 
-    state, info = jax.lax.scan(enter_stage, state, length=config.num_stages)
-    return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)
+    return enter_stage
+
+
+def build_rounds(
+    model: LanguageModel, config: Config, enter_stage: Callable[..., tuple[State, Any]]
+) -> Rounds:
+    """Returns a Metropolis-Hastings sampler whose rounds are its stages.
+
+    Args:
+      model: the language model.
+      config: the run.
+      enter_stage: as ``build_stage`` returns, with a record of its own.
+    """
+
+    def begin(rng_key, params, batch: Batch) -> State:
+        del rng_key
+        return init_batch(model, params, batch, config)
+
+    def advance(rng_key, params, batch: Batch, state: State, index):
+        del index  # the state counts its stages
+        return enter_stage(rng_key, state, params, batch.tuning)
+
+    def finish(rng_key, batch: Batch, state: State, info) -> Result:
+        del rng_key, batch
+        return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)
+
+    return Rounds(config.num_stages, begin, advance, finish, lambda state: state.stats.decoded)
+
+
+def init_batch(model: LanguageModel, params: Params, batch: Batch, config: Config) -> State:
+    """``init`` of a batch of results."""
+    return init(
+        model,
+        params,
+        batch.prompts,
+        batch.prompt_lengths,
+        batch.prompt_ids,
+        batch.chain_ids,
+        config,
+    )

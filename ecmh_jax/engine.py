@@ -12,23 +12,13 @@ settled slot, and no other, from one bank into the other.
 The traces are those of the lockstep form (``ecmh``), token for token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ecmh_jax import suffix, transition, work_ahead
-from ecmh_jax.base import (
-    Cache,
-    Config,
-    Info,
-    LanguageModel,
-    Params,
-    State,
-    Stats,
-    Trace,
-    Tuning,
-)
+from ecmh_jax import proposal_record, suffix, transition, work_ahead
+from ecmh_jax.base import Cache, Config, Info, LanguageModel, Params, State, Stats, Trace, Tuning
 from ecmh_jax.suffix import Plan, Suffix
 
 
@@ -43,7 +33,8 @@ class Slots(NamedTuple):
       suffix: the moves' suffixes.
       cache: the bank that suffixes are decoded into.
       busy: [B] bool, whether the slot's chain or clone has work left.
-      records: [B, num_stages, steps_per_stage] the steps taken so far.
+      records: [B, num_stages, steps_per_stage] the steps taken so far, without their proposals.
+      proposals: the store of their proposals (``proposal_record``); () where the run keeps none.
       root: [B] int32, for a clone (``work_ahead``) the row of its chain, else the row itself.
       ahead: [B] int32, the row of the clone that assumes this row's rejection, -1 for none.
     """
@@ -55,6 +46,7 @@ class Slots(NamedTuple):
     cache: Cache
     busy: jax.Array
     records: Info
+    proposals: Any
     root: jax.Array
     ahead: jax.Array
 
@@ -141,7 +133,8 @@ def init_slots(model: LanguageModel, num_slots: int, config: Config) -> Slots:
         suffix=planned,
         cache=model.init_cache(num_slots, config.num_slots),
         busy=jnp.zeros((num_slots,), bool),
-        records=Info(flag, flag, whole, whole, whole, whole, real, whole),
+        records=Info(flag, flag, whole, whole, whole, whole, real, whole, real, real),
+        proposals=proposal_record.empty_store(num_slots, config),
         root=jnp.arange(num_slots),
         ahead=jnp.full((num_slots,), -1),
     )
@@ -225,10 +218,12 @@ def build_tick(model: LanguageModel, config: Config, num_steps: int):
 def collect(slots: Slots, row: jax.Array) -> Finished:
     """Reads the chain of slot ``row``, an int32; it stays there until the slot is used again."""
     chains = slots.chains
-    return jax.tree.map(
-        lambda leaf: leaf[row],
-        Finished(chains.trace, chains.stats, chains.finite, slots.records),
+    records = transition.fill_records(slots.records, chains)
+    finished = jax.tree.map(
+        lambda leaf: leaf[row], Finished(chains.trace, chains.stats, chains.finite, records)
     )
+    proposal = proposal_record.read(slots.proposals, row, finished.info)
+    return finished._replace(info=finished.info._replace(proposal=proposal))
 
 
 class _Copies(NamedTuple):
@@ -293,10 +288,16 @@ def _turn_over(rng_key, slots: Slots, due, helpers, config: Config):
     def turn(carry):
         slots, due, copies, discarded = carry
         settled, took, info = transition.settle(slots.chains, slots.plan, slots.suffix, config)
-        records = _write_records(slots.records, slots.chains, due & info.attempted, info, config)
+        records, proposals = slots.records, slots.proposals
+        if config.steps_per_stage:
+            records = _write_records(records, slots.chains, due, info)
+            proposals = proposal_record.write(
+                proposals, info.proposal, due & info.attempted, slots.root, slots.chains
+            )
         chains = transition.select(due, settled, slots.chains)
         lost = due & ~took & (slots.suffix.decoded > 0)
-        slots = slots._replace(chains=chains, records=records)
+        # Only rows of chains have a place in the store, so that ``work_ahead`` moves none of it.
+        slots = slots._replace(chains=chains, records=records, proposals=())
         slots, lately = work_ahead.release(slots, due & (took | chains.frozen))
         slots, heirs = work_ahead.adopt(slots, lost)
         inherits = heirs >= 0
@@ -322,11 +323,15 @@ def _turn_over(rng_key, slots: Slots, due, helpers, config: Config):
             begun = transition.select(enters, begun, step)
         plan, planned = transition.select(begins, begun, (slots.plan, slots.suffix))
         planned = planned._replace(done=planned.done | ~busy)
-        slots = slots._replace(chains=chains, plan=plan, suffix=planned, busy=busy)
+        slots = slots._replace(
+            chains=chains, plan=plan, suffix=planned, busy=busy, proposals=proposals
+        )
         return slots, due & busy & planned.done, copies, discarded + lately
 
     nowhere = jnp.zeros_like(due)
-    slots, born = work_ahead.spawn(slots, due, helpers)
+    proposals = slots.proposals
+    slots, born = work_ahead.spawn(slots._replace(proposals=()), due, helpers)
+    slots = slots._replace(proposals=proposals)
     copies = _Copies(jnp.full_like(slots.root, -1), nowhere, restored=born)
     nothing = jnp.zeros((), jnp.int32)
     slots, _, copies, discarded = jax.lax.while_loop(
@@ -335,9 +340,10 @@ def _turn_over(rng_key, slots: Slots, due, helpers, config: Config):
     return slots, copies, discarded
 
 
-def _write_records(records: Info, chains: State, rows, info: Info, config: Config) -> Info:
-    if not config.steps_per_stage:
-        return records
+def _write_records(records: Info, chains: State, due, info: Info) -> Info:
+    """Writes the steps that the slots ``due`` [B] have come to, attempted or not."""
+    rows = due & (chains.stage > 0) & (chains.step > 0)
+    info = info._replace(proposal=())
     index = jnp.arange(rows.shape[0]), chains.stage - 1, chains.step - 1
     return jax.tree.map(
         lambda record, field: record.at[index].set(jnp.where(rows, field, record[index])),

@@ -30,7 +30,10 @@ Certain rejection for a group: with u drawn first and an upper bound b_i >= W_i 
 every try, no pick is accepted where u > B / (B - max_i b_i + 1), B = sum_i b_i, and max_i b_i < 1,
 because W / (W - W_j + W_current) then grows with every weight. All tries stop together.
 
-Left out: the paper's skipping of low-entropy blocks, which changes the law that is sampled.
+The paper also skips blocks of low entropy: a stage whose new tokens have a mean entropy below
+``inexact_skip_below`` takes no steps. Whether a kernel is applied then depends on the state that it
+would change, so that p^power is no longer invariant: what leaves the blocks of high entropy does
+not come back. It is off by default and INEXACT.
 """
 
 import dataclasses
@@ -40,7 +43,8 @@ import jax
 import jax.numpy as jnp
 
 from ecmh_jax import acceptance, cut, ecmh, random_keys, suffix, token_law, transition
-from ecmh_jax.base import Cache, Config, LanguageModel, Params, Result, State, Trace, Tuning
+from ecmh_jax.base import Cache, Config, LanguageModel, Params, State, Trace, Tuning
+from ecmh_jax.rounds import Rounds, repeat
 from ecmh_jax.suffix import Plan, Suffix
 
 _CHOICE = 0  # position of the one draw that a group makes as a whole in a step
@@ -53,9 +57,12 @@ class Options:
 
     Attributes:
       num_tries: J, suffixes drawn in every step, >= 1; 1 is ordinary Metropolis-Hastings.
+      inexact_skip_below: nats, >= 0; a stage takes no steps on a chain whose new tokens have a
+        lower mean entropy. 0 skips none; any other value samples another law than p^power.
     """
 
     num_tries: int = 4
+    inexact_skip_below: float = 0.0
 
 
 class Info(NamedTuple):
@@ -74,6 +81,8 @@ class Info(NamedTuple):
       log_acceptance: float32, log W - log(W - W_j + W_current), not cut off at 0. Certain rejection
         stops a step before its weights are known: the pick and this are then those so far.
       decoded: int32, tokens drawn from fresh logits in this step, over all tries.
+      log_prob: float32 nats, log p of the chain's completion after the step, and
+      mean_entropy: float32 nats, its mean entropy: the chain's own, attempted or not.
     """
 
     attempted: jax.Array
@@ -86,12 +95,18 @@ class Info(NamedTuple):
     effective_tries: jax.Array
     log_acceptance: jax.Array
     decoded: jax.Array
+    log_prob: jax.Array
+    mean_entropy: jax.Array
 
 
 def check_options(options: Options) -> None:
     """Raises ValueError unless the options make sense."""
     if not isinstance(options.num_tries, int) or options.num_tries < 1:
         raise ValueError(f"num_tries is {options.num_tries!r}; expected an integer of at least 1")
+    if not 0.0 <= options.inexact_skip_below < float("inf"):
+        raise ValueError(
+            f"inexact_skip_below is {options.inexact_skip_below!r}; expected nats of at least 0"
+        )
 
 
 def rows_per_chain(options: Options) -> int:
@@ -133,47 +148,45 @@ def build_kernel(model: LanguageModel, config: Config, options: Options):
     return kernel
 
 
-def run(
-    rng_key,
-    model: LanguageModel,
-    params: Params,
-    prompts,
-    prompt_lengths,
-    prompt_ids,
-    chain_ids,
-    tuning: Tuning,
-    config: Config,
-    options: Options,
-) -> Result:
-    """Runs the whole schedule of ``ecmh.run`` with multiple-try steps.
+def build(model: LanguageModel, config: Config, options: Options) -> Rounds:
+    """Returns the sampler: the schedule of ``ecmh`` with multiple-try steps, a stage a round.
+
+    Try j of a result draws as chain ``chain_id * num_tries + j``.
 
     Args:
-      rng_key: scalar typed key, the run's seed.
       model: the language model.
-      params: its weights.
-      prompts: [B, P] int32, padded on the right.
-      prompt_lengths: [B] int32, 1..P.
-      prompt_ids: [B] int32 and
-      chain_ids: [B] int32: identity of each result; try j of it draws as chain
-        ``chain_id * num_tries + j``.
-      tuning: per-chain numbers, [B].
       config: the run. ``replay`` and ``early_rejection`` change no token.
       options: the sampler.
 
     Returns:
-      The chains after the last step of the last stage. ``stats`` counts as for ``ecmh``, its
-      ``decoded``, ``replayed`` and ``saved`` over all tries; ``null_moves`` are the steps in which
-      the picked try was the current trace. A step in which every try met logits that are not
-      finite freezes its chain; a single such try is never picked. ``info`` is this module's.
+      Its functions. ``stats`` counts as for ``ecmh``, its ``decoded``, ``replayed`` and ``saved``
+      over all tries; ``null_moves`` are the steps in which the picked try was the current trace. A
+      step in which every try met logits that are not finite freezes its chain; a single such try
+      is never picked. ``info`` is this module's.
     """
     extend, kernel = ecmh.build_extend(model, config), build_kernel(model, config, options)
-    state = ecmh.init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    return ecmh.run_schedule(rng_key, extend, kernel, state, params, tuning, config)
+    if not options.inexact_skip_below:
+        return ecmh.build_rounds(model, config, ecmh.build_stage(extend, kernel, config))
+    take_steps = ecmh.build_stage(lambda rng_key, state, *_: state, kernel, config)
+
+    def enter_stage(rng_key, state: State, params: Params, tuning: Tuning) -> tuple[State, Info]:
+        first_slot = state.trace.length
+        state = extend(rng_key, state, params, tuning)
+        skips = _mean_entropy_from(state.trace, first_slot) < options.inexact_skip_below
+        waiting = state._replace(frozen=state.frozen | skips)
+        after, info = take_steps(rng_key, waiting, params, tuning)
+        return after._replace(frozen=jnp.where(skips, state.frozen, after.frozen)), info
+
+    return ecmh.build_rounds(model, config, enter_stage)
 
 
-def repeat(tree, num_tries: int):
-    """Repeats every row [B] of a tree for its tries, side by side: [B * J]."""
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, num_tries, axis=0), tree)
+def _mean_entropy_from(trace: Trace, first_slot: jax.Array) -> jax.Array:
+    """Mean entropy [B] of the tokens from ``first_slot`` [B] on; infinite where there are none."""
+    slots = jnp.arange(trace.tokens.shape[1])[None]
+    new = (slots >= first_slot[:, None]) & (slots < trace.length[:, None])
+    count = new.sum(axis=1)
+    total = jnp.where(new, trace.entropy, 0.0).sum(axis=1)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.inf)
 
 
 def log_acceptance(log_ratios: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -345,4 +358,6 @@ def _settle(
         effective_tries=jnp.where(info.attempted, effective, 0.0),
         log_acceptance=info.log_ratio,
         decoded=info.decoded,
+        log_prob=info.log_prob,
+        mean_entropy=info.mean_entropy,
     )

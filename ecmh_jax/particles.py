@@ -16,8 +16,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ecmh_jax import token_law
-from ecmh_jax.base import Result, State, Trace, Tuning
+from ecmh_jax import rounds, token_law
+from ecmh_jax.base import Result, State, Trace
 
 CHOICE = 0  # position of the group's final draw; the others count tokens, from 1
 
@@ -84,16 +84,14 @@ def equal_log_weights(shape: tuple[int, int]) -> jax.Array:
     return jnp.full(shape, -jnp.log(float(shape[1])), jnp.float32)
 
 
-def spawn(state: State, tuning: Tuning, num_particles: int) -> tuple[State, Tuning]:
+def spawn(state: State, num_particles: int) -> State:
     """Repeats every row [B] for its particles [B * N]; each draws tokens of its own.
 
     Particle i of chain c is chain ``c * N + i`` to the random numbers of tokens.
     """
-    state, tuning = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf, num_particles, axis=0), (state, tuning)
-    )
+    state = rounds.repeat(state, num_particles)
     particle = jnp.arange(state.chain_id.shape[0], dtype=jnp.int32) % num_particles
-    return state._replace(chain_id=state.chain_id * num_particles + particle), tuning
+    return state._replace(chain_id=state.chain_id * num_particles + particle)
 
 
 def log_increment(

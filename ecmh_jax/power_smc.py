@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from ecmh_jax import ecmh, particles, random_keys, suffix, transition
-from ecmh_jax.base import Cache, Config, LanguageModel, Params, Result, Tuning
+from ecmh_jax.base import Cache, Config, LanguageModel, Params, Result, State
 from ecmh_jax.particles import Population
-from ecmh_jax.suffix import Suffix
+from ecmh_jax.rounds import Batch, Rounds, repeat
+from ecmh_jax.suffix import Plan, Suffix
 
 Info = particles.Info
 
@@ -70,7 +71,9 @@ class Progress(NamedTuple):
     """Particles under way.
 
     Attributes:
-      drawn: the completions so far, [B * N] rows.
+      state: [B * N] rows before their first token, without a cache.
+      plan: their only move.
+      drawn: the completions so far.
       cache: theirs.
       population: their weights.
       target_power: [B] float32, alpha_s.
@@ -80,6 +83,8 @@ class Progress(NamedTuple):
       resampled: [max_new_tokens, B], the records for ``Info``.
     """
 
+    state: State
+    plan: Plan
     drawn: Suffix
     cache: Cache
     population: Population
@@ -90,56 +95,57 @@ class Progress(NamedTuple):
     resampled: jax.Array
 
 
-def run(
-    rng_key,
-    model: LanguageModel,
-    params: Params,
-    prompts,
-    prompt_lengths,
-    prompt_ids,
-    chain_ids,
-    tuning: Tuning,
-    config: Config,
-    options: Options,
-) -> Result:
-    """Draws all tokens and one trace a result.
+def build(model: LanguageModel, config: Config, options: Options) -> Rounds:
+    """Returns the sampler; a round is as many tokens as a stage, and stages play no other part.
 
     Args:
-      rng_key: scalar typed key, the run's seed.
       model: the language model.
-      params: its weights.
-      prompts: [B, P] int32, padded on the right.
-      prompt_lengths: [B] int32, 1..P.
-      prompt_ids: [B] int32 and
-      chain_ids: [B] int32: identity of each result, which determines its draws.
-      tuning: per-result numbers; the proposal q is theirs, cuts play no part.
-      config: the run; its stages and Metropolis-Hastings steps play no part.
-      options: the particles.
+      config: the run; its Metropolis-Hastings steps play no part.
+      options: the particles. The proposal q is that of each result's tuning; cuts play no part.
 
     Returns:
-      B results with ``particles.Info``, S = ``config.max_new_tokens``.
+      Its functions; ``info`` is ``particles.Info`` with S = ``config.max_new_tokens``.
     """
+    round_tokens, num_rounds = config.stage_length, config.num_stages
     config = dataclasses.replace(config, num_stages=1)
-    batch_size, num_particles = prompts.shape[0], options.num_particles
-    power = tuning.power
-    group_keys = random_keys.chain_keys(rng_key, prompt_ids, chain_ids)
-    only_stage = jnp.ones_like(prompt_ids)
-    group_keys = random_keys.step_keys(group_keys, only_stage, jnp.zeros_like(only_stage))
-    state = ecmh.init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    state, tuning = particles.spawn(state, tuning, num_particles)
-    state = transition.enter_stage(state, config)
-    plan, drawn = transition.begin_extension(transition.step_keys(rng_key, state), state, config)
+    num_particles = options.num_particles
 
-    def draw_token(progress: Progress) -> Progress:
+    def group_draws(rng_key, batch: Batch, position):
+        keys = random_keys.chain_keys(rng_key, batch.prompt_ids, batch.chain_ids)
+        only_stage = jnp.ones_like(batch.prompt_ids)
+        keys = random_keys.step_keys(keys, only_stage, jnp.zeros_like(only_stage))
+        return random_keys.group_uniform(keys, position)
+
+    def begin(rng_key, params: Params, batch: Batch) -> Progress:
+        state = ecmh.init_batch(model, params, batch, config)
+        state = transition.enter_stage(particles.spawn(state, num_particles), config)
+        keys = transition.step_keys(rng_key, state)
+        plan, drawn = transition.begin_extension(keys, state, config)
+        batch_size = batch.prompts.shape[0]
+        return Progress(
+            state=state._replace(cache=()),
+            plan=plan,
+            drawn=drawn,
+            cache=state.cache,
+            population=particles.start(batch_size, num_particles),
+            target_power=ramped_power(batch.tuning.power, 0, options.ramp_tokens),
+            num_tokens=jnp.zeros((), jnp.int32),
+            due=jnp.zeros((batch_size,), bool),
+            ess=jnp.zeros((config.max_new_tokens, batch_size), jnp.float32),
+            resampled=jnp.zeros((config.max_new_tokens, batch_size), bool),
+        )
+
+    def draw_token(params: Params, batch: Batch, progress: Progress) -> Progress:
+        tuning = repeat(batch.tuning, num_particles)
         earlier = progress.drawn
         drawn, cache = suffix.draw_one(
             model,
             config,
             params,
             tuning,
-            state.trace,
-            state.prompt_length,
-            plan,
+            progress.state.trace,
+            progress.state.prompt_length,
+            progress.plan,
             earlier,
             progress.cache,
         )
@@ -148,7 +154,7 @@ def run(
         unfinished = particles.any_of_group(~drawn.done, num_particles)
         target_power = jnp.where(
             was_unfinished,
-            ramped_power(power, num_tokens, options.ramp_tokens),
+            ramped_power(batch.tuning.power, num_tokens, options.ramp_tokens),
             progress.target_power,
         )
         log_increments = particles.log_increment(
@@ -168,7 +174,7 @@ def run(
         ess = particles.effective_sample_size(population.log_weights)
         due = (ess < options.resample_below * num_particles) & unfinished
         moment = progress.num_tokens
-        return Progress(
+        return progress._replace(
             drawn=drawn,
             cache=cache,
             population=population,
@@ -179,15 +185,8 @@ def run(
             resampled=progress.resampled.at[moment].set(due),
         )
 
-    def draw_and_resample(progress: Progress) -> Progress:
-        # Two loops, because a copy of the cache inside the inner one, even under a condition that
-        # never holds, would be made at every token.
-        progress = jax.lax.while_loop(
-            lambda progress: ~progress.drawn.done.all() & ~progress.due.any(),
-            draw_token,
-            progress,
-        )
-        uniform = random_keys.group_uniform(group_keys, progress.num_tokens)
+    def resample(rng_key, batch: Batch, progress: Progress) -> Progress:
+        uniform = group_draws(rng_key, batch, progress.num_tokens)
         population, rows = particles.resample(progress.population, progress.due, uniform)
         drawn = progress.drawn
         # The keys and the cost stay with the row.
@@ -201,30 +200,44 @@ def run(
             due=jnp.zeros_like(progress.due),
         )
 
-    progress = jax.lax.while_loop(
-        lambda progress: ~progress.drawn.done.all(),
-        draw_and_resample,
-        Progress(
-            drawn=drawn,
-            cache=state.cache,
-            population=particles.start(batch_size, num_particles),
-            target_power=ramped_power(power, 0, options.ramp_tokens),
-            num_tokens=jnp.zeros((), jnp.int32),
-            due=jnp.zeros((batch_size,), bool),
-            ess=jnp.zeros((config.max_new_tokens, batch_size), jnp.float32),
-            resampled=jnp.zeros((config.max_new_tokens, batch_size), bool),
-        ),
-    )
-    state, _, _ = transition.settle(state, plan, progress.drawn, config)
-    # Nothing else ends the ramp of a result whose last unfinished particle was not resampled.
-    rest_of_ramp = particles.log_increment(
-        state.trace,
-        state.trace.length,
-        state.finite,
-        tuning.power,
-        tuning.power,
-        jnp.repeat(progress.target_power, num_particles),
-    )
-    population = particles.reweight(progress.population, rest_of_ramp)
-    uniform = random_keys.group_uniform(group_keys, particles.CHOICE)
-    return particles.finish(state, population, uniform, progress.ess, progress.resampled)
+    def advance(rng_key, params: Params, batch: Batch, progress: Progress, index):
+        last = (index + 1) * round_tokens
+
+        def has_tokens(progress: Progress):
+            return ~progress.drawn.done.all() & (progress.num_tokens < last)
+
+        # Two loops, because a copy of the cache inside the inner one, even under a condition that
+        # never holds, would be made at every token.
+        progress = jax.lax.while_loop(
+            has_tokens,
+            lambda progress: resample(
+                rng_key,
+                batch,
+                jax.lax.while_loop(
+                    lambda progress: has_tokens(progress) & ~progress.due.any(),
+                    lambda progress: draw_token(params, batch, progress),
+                    progress,
+                ),
+            ),
+            progress,
+        )
+        return progress, ()
+
+    def finish(rng_key, batch: Batch, progress: Progress, records) -> Result:
+        del records  # they are by token, and in the carry
+        state, _, _ = transition.settle(progress.state, progress.plan, progress.drawn, config)
+        power = repeat(batch.tuning.power, num_particles)
+        # Nothing else ends the ramp of a result whose last unfinished particle was not resampled.
+        rest_of_ramp = particles.log_increment(
+            state.trace,
+            state.trace.length,
+            state.finite,
+            power,
+            power,
+            jnp.repeat(progress.target_power, num_particles),
+        )
+        population = particles.reweight(progress.population, rest_of_ramp)
+        uniform = group_draws(rng_key, batch, particles.CHOICE)
+        return particles.finish(state, population, uniform, progress.ess, progress.resampled)
+
+    return Rounds(num_rounds, begin, advance, finish, lambda progress: progress.drawn.decoded)

@@ -33,7 +33,8 @@ import jax.numpy as jnp
 
 from ecmh_jax import cut, ecmh, suffix, transition
 from ecmh_jax.acceptance import RunningRatio
-from ecmh_jax.base import Config, Info, LanguageModel, Params, Result, State, Trace, Tuning
+from ecmh_jax.base import Config, Info, LanguageModel, Params, State, Trace, Tuning
+from ecmh_jax.rounds import Rounds
 from ecmh_jax.suffix import Plan, Suffix
 
 CUTS = ("entropy_cut", "uniform_cut")
@@ -136,44 +137,27 @@ def build_kernel(model: LanguageModel, config: Config, options: Options):
         settled, moved, info = transition.settle(
             state, plan._replace(log_uniform=step.log_uniform), drawn, config
         )
+        # Nothing is coupled: whatever is new begins at the cut.
+        info = info._replace(divergence=info.cut)
         return settled._replace(cache=transition.select(moved, cache, state.cache)), info
 
     return kernel
 
 
-def run(
-    rng_key,
-    model: LanguageModel,
-    params: Params,
-    prompts,
-    prompt_lengths,
-    prompt_ids,
-    chain_ids,
-    tuning: Tuning,
-    config: Config,
-    options: Options,
-) -> Result:
-    """Runs the published schedule; the law of the results is NOT p^power, however many steps.
+def build(model: LanguageModel, config: Config, options: Options) -> Rounds:
+    """Returns the published sampler, a stage a round; its law is NOT p^power, however many steps.
 
     Args:
-      rng_key: scalar typed key, the run's seed.
       model: the language model.
-      params: its weights.
-      prompts: [B, P] int32, padded on the right.
-      prompt_lengths: [B] int32, 1..P.
-      prompt_ids: [B] int32 and
-      chain_ids: [B] int32: identity of each chain.
-      tuning: per-chain numbers, [B].
       config: the run; ``replay`` and ``early_rejection`` have no effect.
       options: the kernel and its faults.
 
     Returns:
-      The chains after the last step of the last stage. A trace without end-of-sequence may be
-      shorter than ``max_new_tokens``. ``info`` is ``base.Info``; its ``divergence`` is the cut.
+      Its functions. A trace without end-of-sequence may be shorter than ``max_new_tokens``.
+      ``info`` is ``base.Info``; its ``divergence`` is the cut.
     """
     extend, kernel = build_extend(model, config), build_kernel(model, config, options)
-    state = ecmh.init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    return ecmh.run_schedule(rng_key, extend, kernel, state, params, tuning, config)
+    return ecmh.build_rounds(model, config, ecmh.build_stage(extend, kernel, config))
 
 
 def _begin_proposal(

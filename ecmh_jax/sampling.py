@@ -25,12 +25,13 @@ def specialise(sampler: str, tuning: Tuning, config: Config) -> tuple[Tuning, Co
     * ``uniform_cut``: uniform cuts (arXiv:2510.14901, with the exact ratio).
     * ``low_temperature``: one draw from q to the last horizon, no Metropolis-Hastings.
     * ``standard``: the same at temperature 1, that is from p itself.
+    * all others: as given.
 
     Raises:
       ValueError: the sampler is unknown.
     """
-    if sampler not in CHAIN_SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(CHAIN_SAMPLERS)}")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
     if sampler == "uniform_cut":
         tuning = tuning._replace(uniform_mix=jnp.ones_like(tuning.uniform_mix))
     if sampler == "standard":
@@ -54,6 +55,7 @@ def sample(
     num_slots: int | None = None,
     steps_per_tick: int = 4,
     options: Any = None,
+    budget: jax.Array | None = None,
 ) -> Result:
     """Samples one trace a chain from the power distribution p^power, or by a baseline.
 
@@ -79,6 +81,8 @@ def sample(
       steps_per_tick: decode steps in one call of the device, >= 1. Changes no token of any chain.
       options: static settings of a sampler that decodes several rows for each trace
         (``group_sampling.GROUP_SAMPLERS``): the ``Options`` of its module. Default: the module's.
+      budget: [B] int32, decoded tokens that each result of ``best_of_n`` may spend, >= 1: that of a
+        run to be compared with, ``result.stats.decoded``. Default: no limit.
 
     Returns:
       The final traces, counters and per-step records.
@@ -86,14 +90,11 @@ def sample(
     Raises:
       ValueError: a value is out of range; the message names it and what was expected.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
+    tuning, config = specialise(sampler, tuning, config)
     if sampler in GROUP_SAMPLERS:
         options = check_options(sampler, options)
     elif options is not None:
         raise ValueError(f"options are {options!r}; expected None for sampler {sampler!r}")
-    else:
-        tuning, config = specialise(sampler, tuning, config)
     checks.check_key(rng_key)
     checks.check_config(config)
     num_chains = checks.check_prompt_shape(prompts, config)
@@ -106,6 +107,8 @@ def sample(
         chain_ids = jnp.arange(num_chains, dtype=jnp.int32)
     checks.check_integers("prompt_ids", prompt_ids, num_chains)
     checks.check_integers("chain_ids", chain_ids, num_chains)
+    if budget is not None:
+        checks.check_budget(sampler, budget, num_chains)
     for name, value in (("num_slots", num_slots), ("steps_per_tick", steps_per_tick)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
@@ -117,7 +120,9 @@ def sample(
         tuning=tuning,
     )
     if sampler in GROUP_SAMPLERS:
-        return sample_groups(rng_key, model, params, chains, config, sampler, options, num_slots)
+        return sample_groups(
+            rng_key, model, params, chains, config, sampler, options, num_slots, budget
+        )
     finished: dict[int, Finished] = {}
     for update in run_queue(
         rng_key, model, params, chains, config, num_slots or num_chains, steps_per_tick
@@ -129,5 +134,6 @@ def sample(
 def assemble(finished: Sequence[Finished]) -> Result:
     """Stacks chains into a ``Result``, in the order given."""
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *finished)
-    info = jax.tree.map(lambda record: np.moveaxis(record, 0, -1), stacked.info)
+    # Records are [num_stages, steps_per_stage, B, ...].
+    info = jax.tree.map(lambda record: np.moveaxis(record, 0, 2), stacked.info)
     return jax.tree.map(jnp.asarray, Result(stacked.trace, stacked.stats, stacked.finite, info))

@@ -16,12 +16,13 @@ Z it is unbiased for every N: E[Z f(x)] = sum_x p(x)^power f(x).
 """
 
 import dataclasses
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ecmh_jax import ecmh, particles, random_keys, transition
-from ecmh_jax.base import Config, LanguageModel, Params, Result, Tuning
+from ecmh_jax.base import Config, LanguageModel, Params, Result, State
+from ecmh_jax.rounds import Batch, Rounds, repeat
 
 Info = particles.Info
 
@@ -50,49 +51,45 @@ def rows_per_chain(options: Options) -> int:
     return options.num_particles
 
 
-def run(
-    rng_key,
-    model: LanguageModel,
-    params: Params,
-    prompts,
-    prompt_lengths,
-    prompt_ids,
-    chain_ids,
-    tuning: Tuning,
-    config: Config,
-    options: Options,
-) -> Result:
-    """Runs the schedule and draws one trace a result.
+class _Carry(NamedTuple):
+    """Particles between two stages: rows [B * N] and their weights."""
+
+    state: State
+    population: particles.Population
+
+
+def build(model: LanguageModel, config: Config, options: Options) -> Rounds:
+    """Returns the sampler, one stage a round.
 
     Args:
-      rng_key: scalar typed key, the run's seed.
       model: the language model.
-      params: its weights.
-      prompts: [B, P] int32, padded on the right.
-      prompt_lengths: [B] int32, 1..P.
-      prompt_ids: [B] int32 and
-      chain_ids: [B] int32: identity of each result, which determines its draws.
-      tuning: per-result numbers; the proposal q is theirs, cuts play no part.
       config: the run; its Metropolis-Hastings steps play no part.
-      options: the particles.
+      options: the particles. The proposal q is that of each result's tuning; cuts play no part.
 
     Returns:
-      B results with ``particles.Info``, S = ``config.num_stages``.
+      Its functions; ``info`` is ``particles.Info`` with S = ``config.num_stages``.
     """
     num_particles = options.num_particles
     extend = ecmh.build_extend(model, config)
-    group_keys = random_keys.chain_keys(rng_key, prompt_ids, chain_ids)
-    state = ecmh.init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    state, tuning = particles.spawn(state, tuning, num_particles)
-    population = particles.start(prompts.shape[0], num_particles)
 
-    def group_draws(stage, position):
-        stages = jnp.broadcast_to(stage, group_keys.shape)
-        keys = random_keys.step_keys(group_keys, stages, jnp.zeros_like(stages))
+    def group_draws(rng_key, batch: Batch, stage, position):
+        keys = random_keys.chain_keys(rng_key, batch.prompt_ids, batch.chain_ids)
+        stages = jnp.broadcast_to(stage, keys.shape)
+        keys = random_keys.step_keys(keys, stages, jnp.zeros_like(stages))
         return random_keys.group_uniform(keys, position)
 
-    def take_stage(carry, stage):
+    def begin(rng_key, params: Params, batch: Batch) -> _Carry:
+        del rng_key
+        state = ecmh.init_batch(model, params, batch, config)
+        return _Carry(
+            particles.spawn(state, num_particles),
+            particles.start(batch.prompts.shape[0], num_particles),
+        )
+
+    def advance(rng_key, params: Params, batch: Batch, carry: _Carry, index):
         state, population = carry
+        stage = index + 1
+        tuning = repeat(batch.tuning, num_particles)
         previous_length = state.trace.length
         state = extend(rng_key, state, params, tuning)
         population = particles.reweight(
@@ -113,16 +110,19 @@ def run(
             & particles.any_of_group(unfinished, num_particles)
             & (stage < config.num_stages)
         )
-        uniform = group_draws(stage, stage * config.stage_length)
+        uniform = group_draws(rng_key, batch, stage, stage * config.stage_length)
         population, rows = particles.resample(population, due, uniform)
         # Who a row is and what it cost stay with the row.
         trace, cache, frozen, finite = particles.take_rows(
             (state.trace, state.cache, state.frozen, state.finite), rows
         )
         state = state._replace(trace=trace, cache=cache, frozen=frozen, finite=finite)
-        return (state, population), (ess, due)
+        return _Carry(state, population), (ess, due)
 
-    stages = jnp.arange(1, config.num_stages + 1)
-    (state, population), (ess, resampled) = jax.lax.scan(take_stage, (state, population), stages)
-    uniform = group_draws(config.num_stages, particles.CHOICE)
-    return particles.finish(state, population, uniform, ess, resampled)
+    def finish(rng_key, batch: Batch, carry: _Carry, records) -> Result:
+        uniform = group_draws(rng_key, batch, config.num_stages, particles.CHOICE)
+        return particles.finish(*carry, uniform, *records)
+
+    return Rounds(
+        config.num_stages, begin, advance, finish, lambda carry: carry.state.stats.decoded
+    )

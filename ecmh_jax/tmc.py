@@ -42,6 +42,7 @@ import jax.numpy as jnp
 
 from ecmh_jax import ecmh, random_keys, suffix, token_law, transition
 from ecmh_jax.base import Cache, Config, LanguageModel, Params, Result, State, Tuning
+from ecmh_jax.rounds import Batch, Rounds, repeat
 
 BASE_WEIGHTS = ("set", "importance")
 _ROLLOUTS = 1  # the step that rollouts are for the random numbers; candidates are step 0
@@ -114,42 +115,31 @@ def rows_per_chain(options: Options) -> int:
     return max(options.num_candidates, options.num_kept * options.num_rollouts)
 
 
-def run(
-    rng_key,
-    model: LanguageModel,
-    params: Params,
-    prompts,
-    prompt_lengths,
-    prompt_ids,
-    chain_ids,
-    tuning: Tuning,
-    config: Config,
-    options: Options,
-) -> Result:
-    """Builds every result block by block, a stage of the schedule a block.
+def build(model: LanguageModel, config: Config, options: Options) -> Rounds:
+    """Returns the sampler: results grow by a block a round, which is a stage of the schedule.
 
     Args:
-      rng_key: scalar typed key, the run's seed.
       model: the language model.
-      params: its weights.
-      prompts: [B, P] int32, padded on the right.
-      prompt_lengths: [B] int32, 1..P.
-      prompt_ids: [B] int32 and
-      chain_ids: [B] int32: identity of each result.
-      tuning: per-result numbers.
       config: the run; ``steps_per_stage`` is not used.
       options: candidates and rollouts.
 
     Returns:
-      The results; ``stats.decoded`` counts candidates and rollouts. ``info`` is an ``Info``.
+      Its functions; ``stats.decoded`` counts candidates and rollouts, and ``info`` is an ``Info``.
     """
 
-    def enter_stage(state, _):
-        return _take_block(rng_key, model, params, state, tuning, config, options)
+    def begin(rng_key, params: Params, batch: Batch) -> State:
+        del rng_key
+        return ecmh.init_batch(model, params, batch, config)
 
-    state = ecmh.init(model, params, prompts, prompt_lengths, prompt_ids, chain_ids, config)
-    state, info = jax.lax.scan(enter_stage, state, length=config.num_stages)
-    return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)
+    def advance(rng_key, params: Params, batch: Batch, state: State, index):
+        del index  # the state counts its stages
+        return _take_block(rng_key, model, params, state, batch.tuning, config, options)
+
+    def finish(rng_key, batch: Batch, state: State, info: Info) -> Result:
+        del rng_key, batch
+        return Result(trace=state.trace, stats=state.stats, finite=state.finite, info=info)
+
+    return Rounds(config.num_stages, begin, advance, finish, lambda state: state.stats.decoded)
 
 
 def _take_block(
@@ -158,8 +148,8 @@ def _take_block(
     """One stage of every result: candidates, rollouts, choice."""
     state = state._replace(stage=state.stage + 1)
     rows = options.num_candidates
-    drawn = _identify(_repeat(state, rows), state.chain_id, options)
-    drawn = _extend(rng_key, model, params, drawn, drawn.stage, _repeat(tuning, rows), config)
+    drawn = _identify(repeat(state, rows), state.chain_id, options)
+    drawn = _extend(rng_key, model, params, drawn, drawn.stage, repeat(tuning, rows), config)
     cache, drawn = drawn.cache, drawn._replace(cache=None)
     candidates = jax.tree.map(lambda leaf: leaf.reshape(-1, rows, *leaf.shape[1:]), drawn)
     log_base = _log_base_weights(candidates, state.trace.length, tuning, config, options)
@@ -325,14 +315,14 @@ def _roll_out(
       decoded tokens [B] int32.
     """
     num_rows = options.num_kept * options.num_rollouts
-    rows = _identify(_repeat(kept, options.num_rollouts), chain_ids, options)
+    rows = _identify(repeat(kept, options.num_rollouts), chain_ids, options)
     start, keys_stage = rows.trace.length, rows.stage
     stage = rollout_stage(rows.stage, options, config)
     at_horizon = start >= rows.prompt_length + stage * config.stage_length
     rows = rows._replace(
         stage=stage, step=jnp.full_like(stage, _ROLLOUTS), frozen=rows.frozen | at_horizon
     )
-    rows = _extend(rng_key, model, params, rows, keys_stage, _repeat(tuning, num_rows), config)
+    rows = _extend(rng_key, model, params, rows, keys_stage, repeat(tuning, num_rows), config)
     log_rollout = jnp.where(rows.finite, _sum_from(rows.trace.log_weight, start), -jnp.inf)
     grouped = log_rollout.reshape(-1, options.num_kept, options.num_rollouts)
     return grouped, rows.cache, rows.stats.decoded.reshape(-1, num_rows).sum(axis=1)
@@ -369,11 +359,6 @@ def _identify(rows: State, chain_ids: jax.Array, options: Options) -> State:
     return rows._replace(
         chain_id=row_id.reshape(-1), stats=jax.tree.map(jnp.zeros_like, rows.stats)
     )
-
-
-def _repeat(tree, count: int):
-    """Repeats every row ``count`` times, side by side."""
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), tree)
 
 
 def _take(tree, rows: jax.Array):

@@ -8,7 +8,7 @@ lockstep (``ecmh``) or as free-running slots (``engine``). No function here touc
 import jax
 import jax.numpy as jnp
 
-from ecmh_jax import acceptance, cut, random_keys, suffix, token_law
+from ecmh_jax import acceptance, cut, proposal_record, random_keys, suffix, token_law
 from ecmh_jax.base import Cache, Config, Info, State, Stats, Trace, Tuning
 from ecmh_jax.suffix import Plan, Suffix
 
@@ -138,7 +138,7 @@ def settle(
 
     Returns:
       The chains after the move; whether each took the drawn trace over [B] bool, in which case the
-      cache that was decoded into is now its own; the step's record, all zero without an attempt.
+      cache that was decoded into is now its own; the step's record.
     """
     attempted = plan.attempted
     accepted = attempted & drawn.finite & ~drawn.hopeless & (drawn.log_ratio >= plan.log_uniform)
@@ -162,6 +162,7 @@ def settle(
             saved=stats.saved + saved,
         ),
     )
+    log_prob, mean_entropy = measure_completions(new_state.trace, state.prompt_length)
     info = Info(
         attempted=attempted,
         accepted=accepted,
@@ -171,9 +172,47 @@ def settle(
         proposal_length=drawn.trace.length - state.prompt_length,
         log_ratio=drawn.log_ratio,
         decoded=drawn.decoded,
+        log_prob=log_prob,
+        mean_entropy=mean_entropy,
     )
-    info = jax.tree.map(lambda field: jnp.where(attempted, field, jnp.zeros_like(field)), info)
-    return new_state, moved, info
+    if config.record_proposals:
+        proposal = proposal_record.describe(state, plan, drawn, stopped_early, config)
+        info = info._replace(proposal=proposal)
+    info = jax.tree.map(lambda field: proposal_record.keep(attempted, field), info)
+    return new_state, moved, info._replace(log_prob=log_prob, mean_entropy=mean_entropy)
+
+
+def measure_completions(trace: Trace, prompt_length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns log p of each completion and the mean of its entropies, both [B] float32 nats.
+
+    Args:
+      trace: B traces.
+      prompt_length: [B] int32.
+    """
+    num_tokens = jnp.maximum(trace.length - prompt_length, 1).astype(jnp.float32)
+    return _sum_slots(trace.log_prob), _sum_slots(trace.entropy) / num_tokens
+
+
+def fill_records(records: Info, state: State) -> Info:
+    """Completes the records of chains that are not advanced any more.
+
+    A chain that froze never came to the step that it is in, nor to those after it. Its completion
+    stays what it is through all of them.
+
+    Args:
+      records: [B, num_stages, steps_per_stage], without proposals.
+      state: the chains.
+    """
+    _, num_stages, num_steps = records.attempted.shape
+    stages = jnp.arange(1, num_stages + 1)[None, :, None]
+    steps = jnp.arange(1, num_steps + 1)[None, None]
+    stage, step = state.stage[:, None, None], state.step[:, None, None]
+    missing = (stages > stage) | ((stages == stage) & (steps >= step))
+    log_prob, mean_entropy = measure_completions(state.trace, state.prompt_length)
+    return records._replace(
+        log_prob=jnp.where(missing, log_prob[:, None, None], records.log_prob),
+        mean_entropy=jnp.where(missing, mean_entropy[:, None, None], records.mean_entropy),
+    )
 
 
 def select(rows, new, old):
@@ -209,6 +248,15 @@ def _draw_cut(keys, state: State, tuning: Tuning, config: Config):
     slot = token_law.invert_distribution(jnp.exp(log_probabilities), random_keys.cut_uniform(keys))
     log_cut = jnp.take_along_axis(log_probabilities, slot[:, None], axis=1)[:, 0]
     return law, log_cut, slot, law.num_cuts > 0
+
+
+def _sum_slots(values: jax.Array) -> jax.Array:
+    """Sums [B, T] over slots in an order of its own: the same bits in every program and batch."""
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        rest = values[:, 2 * half :]
+        values = jnp.concatenate([values[:, :half] + values[:, half : 2 * half], rest], axis=1)
+    return values[:, 0]
 
 
 def _keep_live(trace: Trace, config: Config) -> Trace:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ecmh_jax import make_tuning, particles, random_keys
+from ecmh_jax import make_tuning, particles, random_keys, rounds
 from tests import enumeration, toy_chains
 from tests.toy_models import ToyModel, random_toy_model, toy_language_model
 
@@ -58,15 +58,13 @@ def build_run(sampler, case: Case, model=None):
     def run(seed, prompt_ids, chain_ids):
         num_results = len(chain_ids)
         prompts, lengths = map(jnp.asarray, toy_chains.toy_prompts(num_results))
-        return sampler.run(
+        tuning = make_tuning(num_results, case.power, case.proposal_temperature)
+        return rounds.run(
+            sampler.build,
             jax.random.key(seed),
             language_model,
             params,
-            prompts,
-            lengths,
-            prompt_ids,
-            chain_ids,
-            make_tuning(num_results, case.power, case.proposal_temperature),
+            rounds.Batch(prompts, lengths, prompt_ids, chain_ids, tuning),
             config,
             options_of(sampler, case),
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ecmh_jax import best_of_n, compiled, make_tuning
+from ecmh_jax import best_of_n, compiled, make_tuning, rounds
 from ecmh_jax.base import Trace
 from ecmh_jax.best_of_n import Options
 from tests import enumeration, oracle, toy_chains
@@ -62,10 +62,10 @@ def program(model, options):
     # Compiling is nearly all of the tests' time, and what is run is small.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def call(prompts, lengths, prompt_ids, chain_ids, tuning, budget):
-        return best_of_n.run(
-            jax.random.key(0), language_model, params, prompts, lengths, prompt_ids, chain_ids,
-            tuning, config, options, budget,
-        )  # fmt: skip
+        batch = rounds.Batch(prompts, lengths, prompt_ids, chain_ids, tuning, budget)
+        return rounds.run(
+            best_of_n.build, jax.random.key(0), language_model, params, batch, config, options
+        )
 
     return call
 

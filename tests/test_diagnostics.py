@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ecmh_jax import Info, Trace, build_extend, build_kernel, diagnostics, init
+from ecmh_jax import Info, Trace, build_extend, build_kernel, convergence, diagnostics, init
+from ecmh_jax.proposal_record import Proposal
 from tests import hashed_model
 
 # [2 stages, 3 steps, 2 chains]; chain 1 is frozen in stage 2.
@@ -28,6 +29,7 @@ def make_info(**fields) -> Info:
         "accepted": ACCEPTED,
         "cut": CUT,
         "current_length": CURRENT_LENGTH,
+        "proposal": (),
     } | fields
     return Info(**{name: settings.get(name, zeros) for name in Info._fields})
 
@@ -150,6 +152,46 @@ def test_lengths_are_those_of_the_steps_taken_one_by_one():
     assert min(without_cut, frozen, moved) > 5
 
 
+# Of the records above: chain 0 goes on, chain 1 stays as stage 1 left it.
+PROPOSAL_LENGTH = np.array([[[4, 4], [4, 4], [4, 3]], [[8, 0], [5, 0], [8, 0]]])
+LOG_PROB = np.array([[[-9, -8], [-7, -8], [-6, -5]], [[-11, -5], [-10, -5], [-10, -5]]], np.float32)
+MEAN_ENTROPY = LOG_PROB / -4
+READ = make_info(proposal_length=PROPOSAL_LENGTH, log_prob=LOG_PROB, mean_entropy=MEAN_ENTROPY)
+FINAL = make_trace(np.zeros((2, 12)), [2 + 5, 1 + 3])
+
+
+def test_quantities_of_every_step():
+    found = diagnostics.chain_quantities(READ, FINAL, [2, 1])
+    assert set(found) == {"log_prob", "num_tokens", "mean_entropy"}
+    np.testing.assert_array_equal(found["log_prob"], [[-11, -10, -10], [-5, -5, -5]])
+    np.testing.assert_array_equal(found["num_tokens"], [[8, 5, 5], [3, 3, 3]])
+    np.testing.assert_array_equal(found["mean_entropy"], found["log_prob"] / -4)
+    one = diagnostics.chain_quantities(READ, FINAL, [2, 1], stage=0, chains=[1])
+    np.testing.assert_array_equal(one["log_prob"], [[-8, -8, -5]])
+    np.testing.assert_array_equal(one["num_tokens"], [[4, 4, 3]])
+    with pytest.raises(ValueError, match=r"stage is 2; expected -2\.\.1 or None"):
+        diagnostics.chain_quantities(READ, FINAL, [2, 1], stage=2)
+
+
+def test_summaries_are_of_the_draws():
+    found = diagnostics.summarise_chains(READ, FINAL, [2, 1], stage=None)
+    for name, draws in diagnostics.chain_quantities(READ, FINAL, [2, 1], stage=None).items():
+        assert draws.shape == (2, 6)
+        np.testing.assert_equal(found[name], convergence.summarise(draws))
+    assert found["log_prob"].mean == LOG_PROB.mean()
+    assert found["num_tokens"].mean == np.mean([4, 4, 4, 8, 5, 5, 4, 4, 3, 3, 3, 3])
+
+
+def test_chains_frozen_apart_have_not_mixed():
+    apart, alike = (np.broadcast_to(np.float32(draws), (1, 6, 2)) for draws in ([-3, -8], -3))
+    frozen = np.zeros((1, 6, 2), np.int32)
+    info = Info(*[frozen] * 8, log_prob=apart, mean_entropy=alike)
+    found = diagnostics.summarise_chains(info, FINAL, [2, 1])
+    assert np.isinf(found["log_prob"].r_hat)
+    assert np.isinf(found["num_tokens"].r_hat)
+    assert np.isnan(found["mean_entropy"].r_hat)
+
+
 def test_distinct_traces():
     tokens = [[1, 2, 7], [1, 2, 7], [1, 2, 3], [1, 2, 7], [1, 2, 7], [1, 5, 7]]
     trace = make_trace(tokens, [2, 2, 3, 2, 3, 2])
@@ -195,11 +237,29 @@ def test_data_tree_holds_the_run():
     assert tree["posterior/log_prob"].dims == ("chain", "draw")
     np.testing.assert_array_equal(tree["posterior/log_prob"], draws)
     np.testing.assert_array_equal(tree["posterior/length"], np.ones((2, 3)))
-    assert set(tree["sample_stats"].data_vars) == set(Info._fields)
-    for name, record in info._asdict().items():
-        np.testing.assert_array_equal(tree[f"sample_stats/{name}"], record[-1].T)
+    assert set(tree["sample_stats"].data_vars) == set(Info._fields) - {"proposal"}
+    for name in tree["sample_stats"].data_vars:
+        np.testing.assert_array_equal(tree[f"sample_stats/{name}"], getattr(info, name)[-1].T)
     one = diagnostics.to_data_tree({"log_prob": draws[1:]}, info, stage=0, chains=[1])
     np.testing.assert_array_equal(one["sample_stats/cut"], CUT[0, :, 1][None])
+
+
+def test_data_tree_holds_the_proposals():
+    pytest.importorskip("arviz_base")
+    rng = np.random.default_rng(0)
+    tokens = {"current_tokens", "current_entropy", "proposal_tokens", "proposal_entropy"}
+    proposal = Proposal(
+        *(rng.normal(size=(2, 3, 2, *[7] * (name in tokens))) for name in Proposal._fields)
+    )
+    quantities = diagnostics.chain_quantities(READ, FINAL, [2, 1])
+    tree = diagnostics.to_data_tree(quantities, READ._replace(proposal=proposal))
+    assert set(tree["posterior"].data_vars) == set(quantities)
+    names = {*Info._fields, *Proposal._fields} - {"proposal"}
+    assert set(tree["sample_stats"].data_vars) == names
+    np.testing.assert_array_equal(tree["sample_stats/stopped"], proposal.stopped[-1].T)
+    np.testing.assert_array_equal(
+        tree["sample_stats/proposal_tokens"], proposal.proposal_tokens[-1].swapaxes(0, 1)
+    )
 
 
 def test_data_tree_without_records_keeps_further_axes():
@@ -214,8 +274,6 @@ def test_arviz_reads_the_data_tree():
     pytest.importorskip("arviz_base")
     arviz = pytest.importorskip("arviz_stats")
     pytest.importorskip("xarray_einstats")
-    from ecmh_jax import convergence
-
     draws = np.random.default_rng(0).normal(size=(4, 50))
     tree = diagnostics.to_data_tree({"log_prob": draws})
     for value, expected in (
@@ -236,6 +294,7 @@ def test_arviz_reads_the_data_tree():
         ({}, INFO, "expected at least one quantity"),
         ({"log_prob": np.zeros(3)}, None, "expected at least one quantity"),
         ({"log_prob": np.zeros((3, 2))}, INFO, "expected the same C and N"),
+        ({"length": np.zeros((3, 2))}, INFO, "expected the same C and N"),
         ({"a": np.zeros((3, 2)), "b": np.zeros((3, 4))}, None, "expected the same C and N"),
     ],
 )

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 import ecmh_jax
-from ecmh_jax import best_of_n, group_sampling, multiple_try, power_smc, published, smc, tmc
+from ecmh_jax import (
+    best_of_n,
+    group_sampling,
+    multiple_try,
+    power_smc,
+    published,
+    rounds,
+    smc,
+    tmc,
+)
 from ecmh_jax.group_sampling import GROUP_SAMPLERS
 from tests.toy_chains import NUM_PROMPT_TOKENS, toy_config, toy_prompts
 from tests.toy_models import random_toy_model, toy_language_model
@@ -71,6 +80,68 @@ def test_groups_change_nothing(toy, sampler):
     assert whole.trace.tokens.shape[0] == NUM_RESULTS
     assert (np.asarray(whole.stats.decoded) > 0).all()
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+@pytest.mark.parametrize("sampler", OPTIONS)
+def test_rounds_are_one_scan(toy, sampler):
+    """Driven from the host a round at a time, a sampler is its own single program."""
+    language_model, params, config = toy
+    prompts, lengths = map(jnp.asarray, toy_prompts(2))
+    identity = jnp.arange(2, dtype=jnp.int32)
+    tuning = ecmh_jax.make_tuning(2, power=3.0)
+    batch = rounds.Batch(prompts, lengths, identity, identity, tuning)
+    build = GROUP_SAMPLERS[sampler].module.build
+
+    @jax.jit
+    def whole(params):
+        key = jax.random.key(7)
+        return rounds.run(build, key, language_model, params, batch, config, OPTIONS[sampler])
+
+    by_round = ecmh_jax.sample(
+        jax.random.key(7),
+        language_model,
+        params,
+        prompts,
+        lengths,
+        tuning,
+        config,
+        sampler=sampler,
+        prompt_ids=identity,
+        chain_ids=identity,
+        options=OPTIONS[sampler],
+    )
+    # Compiled as another program, the last bits may differ.
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
+        whole(params),
+        by_round,
+    )
+    np.testing.assert_array_equal(whole(params).trace.tokens, by_round.trace.tokens)
+
+
+@pytest.mark.parametrize("num_slots", [None, 3])
+def test_a_budget_reaches_its_result(toy, num_slots):
+    """Each result of best-of-N stops with the candidate that crosses its own budget."""
+    options = best_of_n.Options(num_candidates=6, rows=3)
+    unlimited = sample(toy, "best_of_n", options).info
+    decoded = np.asarray(unlimited.candidates.length) - 2
+    budget = np.array([1, 5, 9, 40, 3], np.int32)
+    limited = sample(toy, "best_of_n", options, budget=budget, num_slots=num_slots)
+    for row in range(NUM_RESULTS):
+        crossed = np.flatnonzero(np.cumsum(decoded[row]) >= budget[row])
+        expected = crossed[0] + 1 if len(crossed) else 6
+        assert limited.info.num_used[row] == expected
+        assert limited.stats.decoded[row] == decoded[row, :expected].sum()
+    assert len(set(np.asarray(limited.info.num_used).tolist())) > 1
+
+
+def test_bad_budgets_are_named(toy):
+    with pytest.raises(ValueError, match="budget is given for sampler 'smc'; expected None"):
+        sample(toy, "smc", None, budget=np.ones(NUM_RESULTS, np.int32))
+    with pytest.raises(ValueError, match="budget holds 0; expected at least 1"):
+        sample(toy, "best_of_n", None, budget=np.array([1, 1, 0, 1, 1]))
+    with pytest.raises(ValueError, match=r"budget are float.*; expected integers of shape \(5,\)"):
+        sample(toy, "best_of_n", None, budget=np.ones(NUM_RESULTS))
 
 
 @pytest.mark.parametrize("sampler", OPTIONS)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ecmh_jax import make_tuning, multiple_try, transition
+from ecmh_jax import make_tuning, multiple_try, rounds, transition
 from tests import enumeration, kernel_mutants, oracle, toy_chains
 from tests.multiple_try_oracle import multiple_try_matrix
 from tests.toy_models import random_toy_model, toy_language_model
@@ -198,7 +198,7 @@ def picks_uniformly(patch):
 
 def tries_share_their_draws(patch):
     def try_keys(rng_key, state, num_tries):
-        return multiple_try.repeat(transition.step_keys(rng_key, state), num_tries)
+        return rounds.repeat(transition.step_keys(rng_key, state), num_tries)
 
     patch.setattr(multiple_try, "_try_keys", try_keys)
 

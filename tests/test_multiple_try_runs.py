@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ecmh_jax import compiled, make_tuning, multiple_try
+from ecmh_jax import compiled, make_tuning, multiple_try, rounds
 from tests import enumeration, oracle, toy_chains
 from tests.multiple_try_oracle import multiple_try_matrix
 from tests.toy_models import random_toy_model, toy_language_model
@@ -19,12 +19,11 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiling takes far longer than
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "options"), compiler_options=QUICK)
 def jitted_run(rng_key, params, prompts, lengths, identities, tuning, *, model, config, options):
-    return multiple_try.run(
-        rng_key, model, params, prompts, lengths, *identities, tuning, config, options
-    )
+    batch = rounds.Batch(prompts, lengths, *identities, tuning)
+    return rounds.run(multiple_try.build, rng_key, model, params, batch, config, options)
 
 
-def run(model, config, num_tries, chain_ids, seed=0, run=jitted_run, **tuning):
+def run(model, config, num_tries, chain_ids, seed=0, run=jitted_run, skip=0.0, **tuning):
     """The whole schedule for results with the given chain ids, prompt 0 or 1 by their parity."""
     chain_ids = np.asarray(chain_ids, np.int32)
     language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
@@ -38,7 +37,7 @@ def run(model, config, num_tries, chain_ids, seed=0, run=jitted_run, **tuning):
         make_tuning(len(chain_ids), **tuning),
         model=language_model,
         config=config,
-        options=multiple_try.Options(num_tries),
+        options=multiple_try.Options(num_tries, skip),
     )
 
 
@@ -233,3 +232,36 @@ def test_bad_options_are_named(num_tries):
         multiple_try.check_options(multiple_try.Options(num_tries))
     multiple_try.check_options(multiple_try.Options())
     assert multiple_try.rows_per_chain(multiple_try.Options(3)) == 3
+
+
+def test_blocks_of_low_entropy_are_skipped():
+    model = random_toy_model(np.random.default_rng(4), 3, 4, -1.0, scale=1.0)
+    config = toy_chains.toy_config(model, num_stages=2, steps_per_stage=3)
+    chain_ids = np.arange(60)
+    none, all_ = (run(model, config, 2, chain_ids, skip=skip, power=1.0) for skip in (0.0, 100.0))
+    assert np.asarray(none.info.attempted)[0].all()
+    assert not np.asarray(all_.info.attempted).any()
+    # There nothing was ever changed: the blocks are as they were drawn.
+    first = toy_chains.NUM_PROMPT_TOKENS
+    lengths = np.minimum(np.asarray(all_.trace.length) - first, config.stage_length)
+    drawn = np.asarray(all_.trace.entropy)[:, first : first + config.stage_length]
+    means = drawn.sum(axis=1) / lengths
+    values = np.sort(means)
+    gap = 6 + np.diff(values[6:-6]).argmax()  # no rounding decides
+    threshold = float(values[gap : gap + 2].mean())
+    some = run(model, config, 2, chain_ids, skip=threshold, power=1.0)
+    # A stage is skipped as a whole, by the entropy of the block that it has just drawn.
+    attempted = np.asarray(some.info.attempted)
+    assert (attempted == attempted[:, :1]).all()
+    skipped = ~attempted[0, 0]
+    assert 5 < skipped.sum() < 55
+    np.testing.assert_array_equal(skipped, means < threshold)
+    # A skipped chain goes on in the next stage.
+    unfinished = np.asarray(all_.trace.length) - first > config.stage_length
+    assert (np.asarray(some.trace.length)[skipped & unfinished] - first > config.stage_length).all()
+
+
+def test_bad_thresholds_are_named():
+    for value in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="inexact_skip_below is"):
+            multiple_try.check_options(multiple_try.Options(2, value))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ecmh_jax import ecmh, make_tuning, published
+from ecmh_jax import ecmh, make_tuning, published, rounds
 from tests import exactness_table, oracle, toy_chains
 from tests.oracle_mutants import embed, mutant_transition_matrix
 from tests.toy_models import random_toy_model, toy_language_model
@@ -98,25 +98,24 @@ def test_the_uniform_cut_term_is_seen():
     assert excess(settings(None, "uniform_cut"), "no_cut_term", "uniform_cut") > 0
 
 
-def run(run, model, config, num_chains, *options):
-    """A whole schedule on a toy model, compiled."""
+def run(model, config, num_chains, options):
+    """A whole schedule on a toy model, compiled; without options that of ``ecmh``."""
     language_model, params = toy_language_model(model, toy_chains.NUM_PROMPT_TOKENS)
     prompts, lengths = toy_chains.toy_prompts(1)
     identity = np.arange(num_chains, dtype=np.int32)
 
     def call(params, tuning):
-        return run(
-            jax.random.key(0),
-            language_model,
-            params,
+        batch = rounds.Batch(
             np.repeat(prompts, num_chains, axis=0),
             np.repeat(lengths, num_chains),
             np.zeros_like(identity),
             identity,
             tuning,
-            config,
-            *options,
         )
+        key = jax.random.key(0)
+        if options is None:
+            return ecmh.run(key, language_model, params, *batch[:5], config)
+        return rounds.run(published.build, key, language_model, params, batch, config, options)
 
     return jax.jit(call, compiler_options=QUICK)(params, make_tuning(num_chains, power=4.0))
 
@@ -131,10 +130,10 @@ def test_published_law_is_not_the_target():
     num_chains = 4000
     stage = oracle.state_space(model, model.horizon)
     distances = {}
-    for name, sampler, options in (
-        ("exact", ecmh.run, ()),
-        ("entropy_cut", published.run, (published.PUBLISHED_ENTROPY_CUT,)),
-        ("uniform_cut", published.run, (published.PUBLISHED_UNIFORM_CUT,)),
+    for name, options in (
+        ("exact", None),
+        ("entropy_cut", published.PUBLISHED_ENTROPY_CUT),
+        ("uniform_cut", published.PUBLISHED_UNIFORM_CUT),
     ):
         cut = "uniform_cut" if name == "uniform_cut" else "entropy_cut"
         mutant = None if name == "exact" else "published"
@@ -142,7 +141,7 @@ def test_published_law_is_not_the_target():
         goal = embed(oracle.target(model, model.horizon, 4.0), stage, space)
         start = embed(oracle.extension_law(model, (), model.horizon, 0.25), stage, space)
         law = start @ np.linalg.matrix_power(step, 10)
-        result = run(sampler, model, config, num_chains, *options)
+        result = run(model, config, num_chains, options)
         rows = toy_chains.rows_of(result.trace, space)
         assert rows.min() >= 0
         frequency = np.bincount(rows, minlength=len(space.states)) / num_chains
@@ -155,7 +154,7 @@ def test_published_law_is_not_the_target():
 def test_a_short_trace_grows_by_one_stage_and_stays_short():
     model = random_toy_model(np.random.default_rng(4), 3, 4, -1.0)
     config = toy_chains.toy_config(model, num_stages=2, steps_per_stage=6)
-    result = run(published.run, model, config, 400, published.PUBLISHED_ENTROPY_CUT)
+    result = run(model, config, 400, published.PUBLISHED_ENTROPY_CUT)
     lengths = np.asarray(result.trace.length) - toy_chains.NUM_PROMPT_TOKENS
     last = np.asarray(result.trace.tokens)[np.arange(400), lengths + 1]
     unfinished = last != model.eos_id
@@ -167,9 +166,9 @@ def test_a_short_trace_grows_by_one_stage_and_stays_short():
 def test_runs_uncompiled_and_alone():
     model = random_toy_model(np.random.default_rng(1), 3, 1)
     config = toy_chains.toy_config(model)
-    together = run(published.run, model, config, 3, published.PUBLISHED_ENTROPY_CUT)
+    together = run(model, config, 3, published.PUBLISHED_ENTROPY_CUT)
     with jax.disable_jit():
-        alone = run(published.run, model, config, 1, published.PUBLISHED_ENTROPY_CUT)
+        alone = run(model, config, 1, published.PUBLISHED_ENTROPY_CUT)
     np.testing.assert_array_equal(alone.trace.tokens[0], together.trace.tokens[0])
 
 

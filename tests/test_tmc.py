@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ecmh_jax import make_tuning, tmc
+from ecmh_jax import make_tuning, rounds, tmc
 from ecmh_jax.tmc import Options
 from tests import enumeration, oracle, toy_chains
 from tests.toy_models import (
@@ -54,10 +54,10 @@ def program(model, options, stage_length=1):
     # Compiling is nearly all of the tests' time, and what is run is small.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def call(prompts, lengths, prompt_ids, chain_ids, tuning):
-        return tmc.run(
-            jax.random.key(0), language_model, params, prompts, lengths, prompt_ids, chain_ids,
-            tuning, config, options,
-        )  # fmt: skip
+        batch = rounds.Batch(prompts, lengths, prompt_ids, chain_ids, tuning)
+        return rounds.run(
+            tmc.build, jax.random.key(0), language_model, params, batch, config, options
+        )
 
     return call
 
