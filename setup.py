@@ -20,6 +20,9 @@ REQUIREMENTS = [
 PARITY = ["torch==2.13.0", "transformers>=5.0"]
 QUANTISE = ["qwix>=0.1.8"]
 ARVIZ = ["arviz-base[h5netcdf]>=0.8", "arviz-stats[xarray]>=0.8"]
+# What the evaluation needs beyond sampling: figures, and comparing mathematical answers.
+EVALUATE = ["math-verify>=0.9,<0.10", "matplotlib>=3.8"]
+PAGE_TESTS = ["playwright>=1.50"]  # drives the browser that is installed; brings none
 
 setup(
     name="ecmh_jax",
@@ -37,11 +40,14 @@ setup(
         "parity": PARITY,
         "quantise": QUANTISE,
         "arviz": ARVIZ,
+        "evaluate": EVALUATE,
         "dev": [
             *("build", "pyright[nodejs]", "pytest>=8", "pytest-xdist", "ruff"),
             *PARITY,
             *QUANTISE,
             *ARVIZ,
+            *EVALUATE,
+            *PAGE_TESTS,
         ],
     },
 )

@@ -1,0 +1,1 @@
+"""Grades completions; ``grader.Grader`` is the entry."""
