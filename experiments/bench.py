@@ -1,6 +1,7 @@
 """``python -m experiments.bench``: speed, side by side in one run.
 
-``--what=decode`` times decoding alone; ``--what=engine`` the engine against lockstep.
+``--what=decode`` times decoding alone; ``--what=engine`` the engine against lockstep;
+``--what=samplers`` compares what the samplers draw for the same number of decoded tokens.
 """
 
 import dataclasses
@@ -13,8 +14,10 @@ from typing import Any
 import jax
 
 import ecmh_jax
-from experiments import decode_bench, engine_bench
+from ecmh_jax import SAMPLERS
+from experiments import decode_bench, engine_bench, samplers_bench
 from experiments.launch import setting, start
+from experiments.prompts import EncodedPrompts
 from models.attention import IMPLEMENTATIONS
 from models.load import DTYPES, LoadedModel, load_model
 from models.quantisation import KINDS
@@ -24,7 +27,7 @@ from models.quantisation import KINDS
 class BenchConfig:
     """One run of the launcher; each field is the flag of that name."""
 
-    what: str = setting("decode", "Which benchmark.", ("decode", "engine"))
+    what: str = setting("decode", "Which benchmark.", ("decode", "engine", "samplers"))
     model: str = setting("smollm2-135m", "As in experiments.sample.")
     dtype: str | None = setting(None, "Default: float32 on CPU, bfloat16 elsewhere.", DTYPES)
     quantise: str | None = setting(None, "As in experiments.sample.", KINDS)
@@ -44,13 +47,20 @@ class BenchConfig:
         tuple(engine_bench.FORMS), f"engine: some of {', '.join(engine_bench.FORMS)}."
     )
     sampler: str = setting("entropy_cut", "engine.", ("entropy_cut", "uniform_cut"))
-    power: float = setting(4.0, "engine: alpha.")
-    prompts_file: str | None = setting(None, "engine: as in experiments.sample; default: eight.")
-    num_chains: int = setting(4, "engine: chains of each prompt.")
-    num_slots: int = setting(32, "engine: chains that decode together.")
-    num_stages: int = setting(8, "engine: stages.")
-    stage_length: int = setting(20, "engine: tokens of a stage.")
-    steps_per_stage: int = setting(5, "engine: Metropolis-Hastings steps of a stage.")
+    samplers: tuple[str, ...] = setting(SAMPLERS, f"samplers: some of {', '.join(SAMPLERS)}.")
+    power: float = setting(4.0, "engine, samplers: alpha.")
+    prompts_file: str | None = setting(
+        None, "engine, samplers: as in experiments.sample; default: eight of our own."
+    )
+    num_prompts: int = setting(8, "engine, samplers: how many of the prompts, from the first on.")
+    num_chains: int = setting(4, "engine, samplers: chains of each prompt.")
+    num_slots: int = setting(32, "engine, samplers: rows that decode together.")
+    num_stages: int = setting(8, "engine, samplers: stages.")
+    stage_length: int = setting(20, "engine, samplers: tokens of a stage.")
+    steps_per_stage: int = setting(
+        5, "engine, samplers: Metropolis-Hastings steps of a stage of entropy_cut."
+    )
+    num_tries: int = setting(4, "samplers: J of multiple_try.")
     steps_per_tick: int = setting(4, "engine: decode steps of a call.")
     usual_proposals: int = setting(
         24, "engine: proposals timed in the usual way, by transformers; 0 for none."
@@ -82,7 +92,11 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
       ValueError: a setting is unusable; the message names it.
       OSError: the model cannot be had or the output cannot be written.
     """
-    check = _check_decode if config.what == "decode" else _check_engine
+    check, run = {
+        "decode": (_check_decode, _run_decode),
+        "engine": (_check_engine, _run_engine),
+        "samplers": (_check_samplers, _run_samplers),
+    }[config.what]
     check(config)
     if config.output:  # before the work, not after it
         with open(config.output, "a", encoding="utf-8"):
@@ -93,7 +107,6 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
         quantise=config.quantise,
         decode_attention=config.decode_attention,
     )
-    run = _run_decode if config.what == "decode" else _run_engine
     result = {"machine": describe_machine(), "model": model.source, **run(config, model)}
     if config.output:
         with open(config.output, "w", encoding="utf-8") as file:
@@ -132,21 +145,62 @@ def _check_engine(config: BenchConfig) -> None:
         raise ValueError(
             f"--forms={','.join(config.forms)}; expected some of {', '.join(engine_bench.FORMS)}"
         )
-    least = {
-        "num_chains": 1,
-        "num_slots": 1,
-        "num_stages": 1,
-        "stage_length": 1,
-        "steps_per_stage": 1,
-        "steps_per_tick": 1,
-        "repeats": 1,
-        "usual_proposals": 0,
-    }
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise ValueError(f"--{name}={getattr(config, name)}; expected at least {bound}")
+    _check_least(config, "steps_per_tick", "repeats", *_OF_CHAINS, usual_proposals=0)
     if config.usual_proposals == 1:
         raise ValueError("--usual_proposals=1; expected 0 or at least 2, for a standard error")
+
+
+_OF_CHAINS = (
+    "num_prompts",
+    "num_chains",
+    "num_slots",
+    "num_stages",
+    "stage_length",
+    "steps_per_stage",
+)
+
+
+def _check_least(config: BenchConfig, *at_least_one: str, **others: int) -> None:
+    for name, bound in {**dict.fromkeys(at_least_one, 1), **others}.items():
+        if getattr(config, name) < bound:
+            raise ValueError(f"--{name}={getattr(config, name)}; expected at least {bound}")
+
+
+def _check_samplers(config: BenchConfig) -> None:
+    unknown = [name for name in config.samplers if name not in SAMPLERS]
+    if unknown or not config.samplers:
+        raise ValueError(
+            f"--samplers={','.join(config.samplers)}; expected some of {', '.join(SAMPLERS)}"
+        )
+    _check_least(config, "num_tries", *_OF_CHAINS)
+    if config.num_slots < config.num_tries:
+        raise ValueError(
+            f"--num_slots={config.num_slots}; expected at least --num_tries={config.num_tries}"
+        )
+
+
+def _run_samplers(config: BenchConfig, model: LoadedModel) -> dict[str, Any]:
+    return samplers_bench.run_samplers_bench(
+        model,
+        samplers_bench.SamplersBenchConfig(
+            samplers=config.samplers,
+            power=config.power,
+            top_k=config.top_k or None,
+            num_chains=config.num_chains,
+            num_slots=config.num_slots,
+            num_stages=config.num_stages,
+            stage_length=config.stage_length,
+            steps_per_stage=config.steps_per_stage,
+            num_tries=config.num_tries,
+            seed=config.seed,
+        ),
+        _encode(config, model),
+        report=_report,
+    )
+
+
+def _encode(config: BenchConfig, model: LoadedModel) -> EncodedPrompts:
+    return engine_bench.encode(config.prompts_file, model, config.num_prompts)
 
 
 def _run_engine(config: BenchConfig, model: LoadedModel) -> dict[str, Any]:
@@ -168,7 +222,7 @@ def _run_engine(config: BenchConfig, model: LoadedModel) -> dict[str, Any]:
             repeats=config.repeats,
             seed=config.seed,
         ),
-        engine_bench.encode(config.prompts_file, model),
+        _encode(config, model),
         report=_report,
     )
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ecmh_jax import checks, compiled, ecmh, engine
+from ecmh_jax import checks, compiled, ecmh, engine, group_sampling
 from ecmh_jax.base import Config, Tuning
 from ecmh_jax.chain_queue import Chains
 from ecmh_jax.engine import Arrivals
+from ecmh_jax.rounds import Batch
 from experiments.prompts import EncodedPrompts
 from models.load import LoadedModel
 
@@ -87,6 +88,51 @@ def compile_programs(
     compiled.tick.lower(*arguments, **static, num_steps=steps_per_tick).compile()
     compiled.collect.lower(slots, number).compile()
     return time.perf_counter() - started
+
+
+def compile_rounds(
+    rng_key: jax.Array,
+    model: LoadedModel,
+    chains: Chains,
+    config: Config,
+    sampler: str,
+    options: Any,
+    num_slots: int,
+    budget: np.ndarray | None = None,
+) -> float:
+    """Compiles what ``group_sampling.run_groups`` will call; its arguments.
+
+    Returns:
+      Seconds.
+    """
+    started = time.perf_counter()
+    module = group_sampling.GROUP_SAMPLERS[sampler].module
+    size = group_sampling.group_size(sampler, options, len(chains.prompts), num_slots)
+    whole, real = _abstract((size,), jnp.int32), _abstract((size,), jnp.float32)
+    batch = Batch(
+        prompts=_abstract((size, config.prompt_length), jnp.int32),
+        prompt_lengths=whole,
+        prompt_ids=whole,
+        chain_ids=whole,
+        tuning=Tuning(real, real, real, real),
+        budget=None if budget is None else whole,
+    )
+    language_model = model.language_model
+    static = {"build": module.build, "model": language_model, "config": config, "options": options}
+    begin = compiled.begin_rounds.lower(rng_key, model.params, batch, **static)
+    begin.compile()
+    carry, index = _as_abstract(begin.out_info), _abstract((), jnp.int32)
+    advance = compiled.advance_round.lower(rng_key, model.params, batch, carry, index, **static)
+    advance.compile()
+    carry, record, _ = _as_abstract(advance.out_info)
+    num_rounds = module.build(language_model, config, options).num_rounds
+    records = jax.tree.map(lambda leaf: _abstract((num_rounds, *leaf.shape), leaf.dtype), record)
+    compiled.finish_rounds.lower(rng_key, batch, carry, records, **static).compile()
+    return time.perf_counter() - started
+
+
+def _as_abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: _abstract(leaf.shape, leaf.dtype), tree)
 
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -113,9 +113,11 @@ class FormRun(NamedTuple):
     compile_seconds: float
 
 
-def encode(prompts_file: str | None, model: LoadedModel) -> prompts_lib.EncodedPrompts:
-    """Encodes the prompts of a file, or the benchmark's own."""
-    texts = prompts_lib.read_prompts(prompts_file) if prompts_file else PROMPTS
+def encode(
+    prompts_file: str | None, model: LoadedModel, num_prompts: int
+) -> prompts_lib.EncodedPrompts:
+    """Encodes the first ``num_prompts`` prompts of a file, or of the benchmark's own."""
+    texts = (prompts_lib.read_prompts(prompts_file) if prompts_file else PROMPTS)[:num_prompts]
     pad_id = model.eos_ids[0] if model.eos_ids else 0
     return prompts_lib.encode_prompts(texts, model, None, pad_id)
 

@@ -40,21 +40,30 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def define_flags(config_class: type[ConfigType]) -> Callable[[], ConfigType]:
-    """Defines a flag for each field, and returns the function that reads the flags' values."""
+def define_flags(
+    config_class: type[ConfigType], argument: str | None = None
+) -> Callable[..., ConfigType]:
+    """Defines a flag for each field, and returns the function that reads the flags' values.
+
+    Args:
+      config_class: the frozen dataclass of the settings.
+      argument: a field that is no flag; the function that is returned takes it by name.
+    """
     kinds = typing.get_type_hints(config_class)
     holders = {
         field.name: _define_flag(field, kinds[field.name])
         for field in dataclasses.fields(typing.cast(Any, config_class))
+        if field.name != argument
     }
 
-    def read_flags() -> ConfigType:
+    def read_flags(**others: str) -> ConfigType:
         values = {name: holder.value for name, holder in holders.items()}
         return config_class(
+            **others,
             **{
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in values.items()
-            }
+            },
         )
 
     return read_flags
@@ -73,7 +82,9 @@ def _define_flag(field: dataclasses.Field, kind: Any) -> flags.FlagHolder:
     return _DEFINE[kind](field.name, default, help_text)
 
 
-def start(config_class: type[ConfigType], work: Callable[[ConfigType], int]) -> None:
+def start(
+    config_class: type[ConfigType], work: Callable[[ConfigType], int], argument: str | None = None
+) -> None:
     """Defines the flags, parses them and runs ``work`` on the settings; does not return.
 
     Flags are defined here and not at import, so that one process may import several launchers.
@@ -81,11 +92,17 @@ def start(config_class: type[ConfigType], work: Callable[[ConfigType], int]) -> 
     Args:
       config_class: the frozen dataclass of the settings.
       work: does the work and returns the exit status.
+      argument: the field that is the command line's one argument beside the flags, if there is one.
     """
-    read_flags = define_flags(config_class)
+    read_flags = define_flags(config_class, argument)
 
     def main(arguments: list[str]) -> None:
-        run_main(arguments, lambda: work(read_flags()))
+        others = {}
+        if argument is not None:
+            if len(arguments) < 2:
+                raise app.UsageError(f"expected an argument, {argument.upper()}")
+            others[argument] = arguments.pop(1)
+        run_main(arguments, lambda: work(read_flags(**others)))
 
     app.run(main)
 

@@ -1,7 +1,7 @@
 """Memory: what a slot takes, how many slots fit, and what to say when they do not."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,22 +53,36 @@ def parse_num_slots(text: str) -> int | None:
     return int(text)
 
 
-def reserve(
-    num_slots: int | None, num_chains: int, model: LoadedModel, configs: Iterable[Config]
-) -> Reservation:
+class Demand(NamedTuple):
+    """What one sampler asks of the memory.
+
+    Attributes:
+      sampler: its name.
+      config: its run.
+      least: rows that it needs at least.
+      most: rows beyond which more are of no use.
+    """
+
+    sampler: str
+    config: Config
+    least: int
+    most: int
+
+
+def reserve(num_slots: int | None, model: LoadedModel, demands: Sequence[Demand]) -> Reservation:
     """Chooses the number of slots, or checks the one that was asked for.
 
     Args:
-      num_slots: as asked for, or None for one a chain, as far as they fit.
-      num_chains: chains of one sampler.
+      num_slots: as asked for, or None for as many as are of use, as far as they fit.
       model: the model, its weights on the device.
-      configs: the samplers' runs; the largest counts.
+      demands: of the samplers that will run one after the other; the largest counts.
 
     Raises:
-      ValueError: the slots do not fit; the message names the estimate and the largest number.
+      ValueError: the slots do not fit, or are too few for a sampler; the message names the estimate
+        and the number that is possible.
     """
-    configs = list(configs)
     device = jax.devices()[0]
+    configs = [demand.config for demand in demands]
     slot_bytes = max(estimate_slot_bytes(model, config) for config in configs)
     work_bytes = _widened_bytes(model.params) + max(_row_bytes(model, config) for config in configs)
     available = max(0, int((free_bytes(device) - work_bytes) * (1 - _KEPT_BACK)))
@@ -81,11 +95,20 @@ def reserve(
             "lower --max_new_tokens"
         )
     if num_slots is None:
-        chosen = min(num_chains, most)
+        chosen = max(demand.most for demand in demands)
         if device.platform == "cpu":
             chosen = min(chosen, MOST_SLOTS_ON_CPU)
+        chosen = min(most, max(chosen, *(demand.least for demand in demands), 1))
     else:
         chosen = num_slots
+    for demand in demands:
+        if chosen < demand.least:
+            raise ValueError(
+                f"--num_slots={chosen if num_slots else 'auto'}: a result of {demand.sampler} "
+                f"decodes {demand.least} rows together, "
+                + (f"and {most} fit; " if num_slots is None else "")
+                + f"expected at least {demand.least} slots, or a lower --option={demand.sampler}..."
+            )
     if chosen > most:
         raise ValueError(
             f"--num_slots={num_slots} needs about {describe_quantity(chosen * slot_bytes, 'B')} "
@@ -101,7 +124,8 @@ def estimate_slot_bytes(model: LoadedModel, config: Config) -> int:
 
     The work space is an allowance: four float32 rows of logits, all but the banks once more, and on
     a CPU the banks in float32 where they are narrower. The tick of SmolLM2-135M, compiled for a
-    CPU, takes at most that; on accelerators it is not measured yet.
+    CPU, takes at most that, and so does a row of the samplers in rounds; on accelerators neither
+    is measured yet.
     """
     slot = _abstract_slot(model, config)
     beside_banks = slot._replace(chains=slot.chains._replace(cache=()), cache=())

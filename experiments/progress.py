@@ -1,10 +1,11 @@
-"""What one sampler's queue has done so far: its running cost, and how much work is left."""
+"""What one sampler has done so far: its running cost, and how much work is left."""
 
 import collections
 
 import jax
 import numpy as np
 
+from ecmh_jax import group_sampling
 from ecmh_jax.base import Config, Stats
 from ecmh_jax.chain_queue import Update
 from ecmh_jax.engine import Status
@@ -76,7 +77,7 @@ class Progress:
         steps = np.clip(running.stats.attempted - index * steps_per_stage, 0, steps_per_stage)
         settled = self._work_before[index] + (steps > 0) + steps * self._step_work[index]
         # Counters of a chain do not know the move it is in, but the tokens drawn do.
-        in_flight = (self._kept() - self._counts["decoded"]) / self._config.stage_length
+        in_flight = (self.decoded_tokens() - self._counts["decoded"]) / self._config.stage_length
         under_way = min(in_flight, np.maximum(1, self._step_work[index])[running.busy].sum())
         done = self.finished * whole + np.where(running.busy, settled, whole).sum() + under_way
         return min(float(done), self.work)
@@ -85,21 +86,22 @@ class Progress:
         """Decode steps of the batch while chain ``index`` held a slot."""
         return self._ticks_of[index] * self._steps_per_tick
 
+    def decoded_tokens(self) -> int:
+        """Tokens decoded for chains, discarded ones left out."""
+        return self.drawn - self.discarded
+
     def slot_utilisation(self) -> float:
         """Share of the decode steps of all slots in which a token was drawn."""
         return self.drawn / (self.forwards * self._num_slots) if self.forwards else 0.0
 
     def tokens_per_second(self) -> float:
         """Decoded tokens by second, discarded ones left out."""
-        return self._kept() / self.seconds if self.seconds else 0.0
+        return self.decoded_tokens() / self.seconds if self.seconds else 0.0
 
     def effective_tokens_per_second(self) -> float:
         """Tokens by second, replayed and saved ones counted as if they had been decoded."""
-        proposed = self._kept() + self._counts["replayed"] + self._counts["saved"]
+        proposed = self.decoded_tokens() + self._counts["replayed"] + self._counts["saved"]
         return proposed / self.seconds if self.seconds else 0.0
-
-    def _kept(self) -> int:
-        return self.drawn - self.discarded
 
     def describe(self) -> str:
         """One line for the progress bar."""
@@ -112,6 +114,63 @@ class Progress:
         )
         parts.append(f"slots {self.slot_utilisation():.0%} busy")
         return ", ".join(parts)
+
+
+class GroupProgress:
+    """As ``Progress``, for a sampler whose results advance in groups, round by round.
+
+    Attributes:
+      forwards: None: such a sampler does not count its decode steps.
+      discarded: tokens of candidates that a budget turned out not to allow.
+    """
+
+    def __init__(self, num_chains: int):
+        """Starts with nothing done."""
+        self.seconds, self.compile_seconds = 0.0, 0.0
+        self.forwards = None
+        self.discarded, self.finished = 0, 0
+        self.work, self.work_done = float(num_chains), 0.0
+        self._num_chains = num_chains
+        self._decoded_before, self._drawn = 0, 0
+        self._finished_counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, update: group_sampling.Update, seconds: float) -> None:
+        """Adds one round; ``seconds`` is the wall time since the sampler started."""
+        self.seconds = seconds
+        self._drawn = self._decoded_before + update.decoded
+        self.work_done = self.finished + len(update.members) * update.round / update.num_rounds
+        if update.result is not None:
+            self._decoded_before = self._drawn
+            self.finished += len(update.members)
+            self._finished_counts.update(_totals(update.result.stats))
+            self.discarded += int(np.sum(getattr(update.result.info, "surplus_decoded", 0)))
+
+    def forwards_of(self, index: int) -> None:
+        """None, as ``forwards``."""
+        del index
+
+    def slot_utilisation(self) -> None:
+        """None: decode steps are not counted."""
+
+    def decoded_tokens(self) -> int:
+        """As ``Progress``, those included that only filled up the last group."""
+        return self._drawn - self.discarded
+
+    def tokens_per_second(self) -> float:
+        """Decoded tokens by second, those included that only filled up the last group."""
+        return self.decoded_tokens() / self.seconds if self.seconds else 0.0
+
+    def effective_tokens_per_second(self) -> float:
+        """As ``Progress``; replayed and saved tokens are those of finished results."""
+        counts = self._finished_counts
+        proposed = self.decoded_tokens() + counts["replayed"] + counts["saved"]
+        return proposed / self.seconds if self.seconds else 0.0
+
+    def describe(self) -> str:
+        """One line for the progress bar."""
+        return (
+            f"{self.finished}/{self._num_chains} results, {self.tokens_per_second():.0f} tokens/s"
+        )
 
 
 def _totals(stats: Stats) -> dict[str, int]:

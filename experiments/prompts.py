@@ -39,7 +39,7 @@ def read_prompts(path: str) -> tuple[str, ...]:
 
     Args:
       path: the file; a name that ends in .jsonl is JSON Lines, any other plain text. Blank lines
-        are skipped.
+        are skipped. A ``question`` takes the place of a ``prompt`` that is not there, as in GSM8K.
 
     Raises:
       ValueError: the file cannot be read, holds no prompt, or a row is malformed.
@@ -57,12 +57,12 @@ def read_prompts(path: str) -> tuple[str, ...]:
 
 
 def _prompt_of_row(path: str, number: int, line: str) -> str:
-    expected = 'expected a JSON object with a string "prompt"'
+    expected = 'expected a JSON object with a string "prompt" or "question"'
     try:
         row = json.loads(line)
     except ValueError as error:
         raise ValueError(f"--prompts_file={path}, line {number}: {error}; {expected}") from error
-    prompt = row.get("prompt") if isinstance(row, dict) else None
+    prompt = row.get("prompt", row.get("question")) if isinstance(row, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"--prompts_file={path}, line {number}: {line[:80]}; {expected}")
     return prompt
@@ -94,6 +94,13 @@ def encode_prompts(
         encoded = encode_chats(model.chat_template, conversations, model.tokenizer)
     else:
         encoded = [model.tokenizer.encode_prompt(text) for text in texts]
+    return pad_prompts(texts, encoded, pad_id)
+
+
+def pad_prompts(
+    texts: Sequence[str], encoded: Sequence[Sequence[int]], pad_id: int
+) -> EncodedPrompts:
+    """Pads token ids to a common number of slots."""
     lengths = np.asarray([len(tokens) for tokens in encoded], np.int32)
     slots = -(-int(lengths.max()) // _BUCKET) * _BUCKET
     padded = np.full((len(encoded), slots), pad_id, np.int32)

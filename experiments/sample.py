@@ -6,22 +6,22 @@ Entropy-Cut Metropolis-Hastings sampling side by side.
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
-from ecmh_jax import Config, Tuning, chain_queue, checks, make_tuning, sampling
+from ecmh_jax import Config, Tuning, checks, make_tuning, sampling
 from experiments import chains as chains_lib
+from experiments import jobs as jobs_lib
 from experiments import memory as memory_lib
 from experiments import prompts as prompts_lib
-from experiments import summaries, text_report
+from experiments import sampler_options, summaries, text_report
+from experiments.jobs import Job
 from experiments.launch import setting, start
-from experiments.progress import Progress
+from experiments.progress import GroupProgress, Progress
 from experiments.run_folder import RunFolder
-from models.load import DTYPES, LoadedModel, fit_length, load_model
+from models.load import DTYPES, fit_length, load_model
 from models.quantisation import KINDS
 
 _LONGEST_CONTEXT = 1 << 24  # for models without a longest one: far beyond any memory
@@ -58,7 +58,13 @@ class SampleConfig:
     )
     sampler: tuple[str, ...] = setting(
         ("standard", "low_temperature", "entropy_cut"),
-        f"Separated by commas, of {', '.join(sampling.CHAIN_SAMPLERS)}.",
+        f"Separated by commas, of {', '.join(sampling.SAMPLERS)}.",
+    )
+    option: tuple[str, ...] = setting(
+        (),
+        "SAMPLER.SETTING=VALUE; may be repeated. Settings and defaults: "
+        f"{sampler_options.describe_settings()}.",
+        repeated=True,
     )
     power: float = setting(4.0, "alpha of the target p^alpha.")
     proposal_temperature: float | None = setting(None, "tau of the proposal. Default: 1 / power.")
@@ -69,7 +75,7 @@ class SampleConfig:
     num_chains: int = setting(8, "Chains of each prompt.")
     num_slots: str = setting(
         "auto",
-        "Chains that decode together, the others wait for a free slot; auto: all that fit into "
+        "Rows that decode together, the others wait for a free slot; auto: all that fit into "
         f"memory, at most {memory_lib.MOST_SLOTS_ON_CPU} on a CPU. It moves the last bits: to "
         "repeat a run elsewhere, give the number that its summary.json holds.",
     )
@@ -106,6 +112,7 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
     run = _static_config(config, prompt_length=1, eos_ids=(), pad_id=0)
     for sampler in config.sampler:  # before any weight is read
         sampling.specialise(sampler, _tuning(config, 1), run)
+    options = sampler_options.read_options(config.sampler, config.option)
     checks.check_config(run)
     folder = RunFolder(config.output_dir, flags_text) if config.output_dir else None
     model = load_model(config.model, config.dtype, config.revision, quantise=config.quantise)
@@ -122,23 +129,45 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
         )
     model = fit_length(model, config.context_length or needed_length)
     num_chains = len(texts) * config.num_chains
-    jobs = []
+    demands, schedules = [], {}
     for sampler in config.sampler:
         tuning, schedule = sampling.specialise(sampler, _tuning(config, num_chains), run)
-        chains = chains_lib.lay_out(prompts, config.num_chains, tuning)
-        jobs.append(_Job(sampler, jax.random.key(config.seed), model, chains, schedule))
-    memory = memory_lib.reserve(num_slots, num_chains, model, [job.config for job in jobs])
+        schedules[sampler] = tuning, schedule
+        rows_needed = jobs_lib.rows_of(sampler, options[sampler], num_chains)
+        demands.append(memory_lib.Demand(sampler, schedule, *rows_needed))
+    memory = memory_lib.reserve(num_slots, model, demands)
+    jobs = [
+        Job(
+            demand.sampler,
+            jax.random.key(config.seed),
+            model,
+            chains_lib.lay_out(prompts, config.num_chains, schedules[demand.sampler][0]),
+            demand.config,
+            memory.num_slots if num_slots else min(memory.num_slots, demand.most),
+            options[demand.sampler],
+        )
+        for demand in demands
+    ]
 
     rows: list[dict[str, Any]] = []
-    runs: dict[str, Progress] = {}
+    runs: dict[str, Progress | GroupProgress] = {}
     interrupted = False
     try:
         for job in jobs:
-            runs[job.sampler] = Progress(
-                num_chains, memory.num_slots, chains_lib.STEPS_PER_TICK, job.config
-            )
-            for finished in _run_job(job, memory.num_slots, runs[job.sampler]):
-                rows += finished
+            progress = runs[job.sampler] = jobs_lib.make_progress(job)
+            for finished in jobs_lib.run_job(job, progress):
+                rows += [
+                    summaries.describe_chain(
+                        job.sampler,
+                        job.chains,
+                        index,
+                        chain,
+                        progress.forwards_of(index),
+                        job.model,
+                        job.config,
+                    )
+                    for index, chain in finished.items()
+                ]
                 if folder:
                     folder.update_rows(rows)
     except KeyboardInterrupt:
@@ -158,65 +187,11 @@ def run_sample(config: SampleConfig, flags_text: str = "") -> dict[str, Any]:
     return summary | {"rows": rows}
 
 
-class _Job(NamedTuple):
-    """What one sampler is to do; ``config`` is its own schedule."""
-
-    sampler: str
-    rng_key: jax.Array
-    model: LoadedModel
-    chains: chain_queue.Chains
-    config: Config
-
-
-def _run_job(job: _Job, num_slots: int, progress: Progress) -> Iterator[list[dict[str, Any]]]:
-    """Yields rows as chains finish; adds to ``progress``."""
-    with tqdm(
-        total=progress.work,
-        desc=f"{job.sampler}: compiling",
-        bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]",
-        smoothing=0,  # time left by the average so far: chains do not finish evenly
-        disable=None,
-    ) as bar:
-        progress.compile_seconds = chains_lib.compile_programs(
-            job.rng_key, job.model, job.config, num_slots
-        )
-        bar.set_description_str(job.sampler, refresh=False)
-        bar.reset()
-        started = time.perf_counter()
-        for update in chain_queue.run_queue(
-            job.rng_key,
-            job.model.language_model,
-            job.model.params,
-            job.chains,
-            job.config,
-            num_slots,
-            chains_lib.STEPS_PER_TICK,
-        ):
-            progress.add(update, time.perf_counter() - started)
-            bar.set_postfix_str(progress.describe(), refresh=False)
-            bar.update(progress.work_done - bar.n)
-            if update.finished:
-                yield [
-                    summaries.describe_chain(
-                        job.sampler,
-                        job.chains,
-                        index,
-                        finished,
-                        progress.forwards_of(index),
-                        job.model,
-                        job.config,
-                    )
-                    for index, finished in update.finished.items()
-                ]
-
-
 def _prompt_texts(config: SampleConfig) -> tuple[str, ...]:
     if config.prompt and config.prompts_file:
         raise ValueError("--prompt and --prompts_file are both given; expected one of them")
     if not config.sampler:
-        raise ValueError(
-            f"--sampler is empty; expected some of {', '.join(sampling.CHAIN_SAMPLERS)}"
-        )
+        raise ValueError(f"--sampler is empty; expected some of {', '.join(sampling.SAMPLERS)}")
     if config.num_chains < 1:
         raise ValueError(f"--num_chains={config.num_chains}; expected at least 1")
     if config.prompts_file:

@@ -7,8 +7,11 @@ What a chain costs, here and in every file that a run writes:
 * saved tokens: those that a proposal stopped by certain rejection was spared, at most.
 * proposed tokens: decoded + replayed + saved, what the plain algorithm would decode, at most.
 * discarded tokens: drawn ahead by free slots, in vain; they belong to no chain.
-* forwards: decode steps of the batch; of a chain, those during which it held a slot.
-* flops: floating-point operations of the decoded tokens (``count_flops``), prefill left out.
+* forwards: decode steps of the batch; of a chain, those during which it held a slot. Samplers that
+  advance in rounds (``ecmh_jax.rounds``) do not count them: null.
+* flops: floating-point operations of the decoded tokens (``count_flops``), prefill left out. For
+  samplers in rounds the places of tokens are not known: each is taken to stand in the middle of its
+  result, which moves attention's share alone.
 * standard sample: one completion decoded once, without steps. Its length is that of the samples of
   ``standard`` where the run has any ("standard"), else of the sampler's own completions
   ("own_completions"). ``standard_samples_per_chain`` is decoded tokens by chain over that length.
@@ -27,11 +30,13 @@ import jax
 import numpy as np
 
 import ecmh_jax
-from ecmh_jax.base import Config
+from ecmh_jax import best_of_n, multiple_try, particles, tmc
+from ecmh_jax.base import Config, Info
 from ecmh_jax.chain_queue import Chains
 from ecmh_jax.engine import Finished
+from ecmh_jax.group_sampling import GROUP_SAMPLERS
 from experiments.memory import Reservation
-from experiments.progress import Progress
+from experiments.progress import GroupProgress, Progress
 from models import rotary
 from models.config import TransformerConfig
 from models.load import LoadedModel
@@ -42,7 +47,7 @@ def describe_chain(
     chains: Chains,
     index: int,
     finished: Finished,
-    forwards: int,
+    forwards: int | None,
     model: LoadedModel,
     config: Config,
 ) -> dict[str, Any]:
@@ -53,15 +58,19 @@ def describe_chain(
       chains: all chains of the queue.
       index: its index among them.
       finished: the chain at the end of its schedule, NumPy.
-      forwards: decode steps of the batch while it held a slot.
+      forwards: decode steps of the batch while it held a slot, where they are counted.
       model: the model.
       config: the sampler's run.
     """
-    trace, stats, info = finished.trace, finished.stats, finished.info
+    trace, stats = finished.trace, finished.stats
     start, end = int(chains.prompt_lengths[index]), int(trace.length)
     tokens = trace.tokens[start:end].tolist()
     ended = bool(tokens) and tokens[-1] in config.eos_ids
     decoded, replayed, saved = int(stats.decoded), int(stats.replayed), int(stats.saved)
+    if sampler in GROUP_SAMPLERS:
+        positions = decoded * (start + end) // 2
+    else:
+        positions = sum_positions(finished, start, config)
     return {
         "prompt_id": int(chains.prompt_ids[index]),
         "chain": int(chains.chain_ids[index]),
@@ -80,20 +89,68 @@ def describe_chain(
         "replayed_tokens": replayed,
         "saved_tokens": saved,
         "forwards": forwards,
-        "flops": count_flops(model.config, decoded, sum_positions(finished, start, config)),
-        # Each step: stage, step, cut, divergence, accepted, log_ratio.
-        "steps": [
-            [
-                int(stage) + 1,
-                int(step) + 1,
-                int(info.cut[stage, step]),
-                int(info.divergence[stage, step]),
-                bool(info.accepted[stage, step]),
-                round(float(info.log_ratio[stage, step]), 5),
-            ]
-            for stage, step in np.argwhere(info.attempted)
-        ],
+        "flops": count_flops(model.config, decoded, positions),
+        "steps": _describe_steps(finished.info),
+        "details": _describe_details(finished.info),
     }
+
+
+def _describe_steps(info: Any) -> list[list[Any]]:
+    """Each Metropolis-Hastings step.
+
+    Stage, step, cut, divergence, accepted, log A, and log p and mean entropy of the completion
+    after it. For ``multiple_try`` the log of W / (W - W_j + W_current) takes the place of log A.
+    """
+    if isinstance(info, multiple_try.Info):
+        log_ratio = info.log_acceptance
+    elif isinstance(info, Info):
+        log_ratio = info.log_ratio
+    else:
+        return []
+    return [
+        [
+            int(stage) + 1,
+            int(step) + 1,
+            int(info.cut[stage, step]),
+            int(info.divergence[stage, step]),
+            bool(info.accepted[stage, step]),
+            *(
+                round(float(field[stage, step]), 5)
+                for field in (log_ratio, info.log_prob, info.mean_entropy)
+            ),
+        ]
+        for stage, step in np.argwhere(info.attempted)
+    ]
+
+
+def _describe_details(info: Any) -> dict[str, Any]:
+    """What a sampler has to say beside its trace; empty for Metropolis-Hastings."""
+    if isinstance(info, particles.Info):
+        considered = info.ess[info.ess > 0]
+        return {
+            "log_evidence": _finite(info.log_evidence),
+            "least_ess": _finite(considered.min()) if considered.size else None,
+            "resampled": int(info.resampled.sum()),
+            "num_ancestors": int(info.num_ancestors),
+        }
+    if isinstance(info, tmc.Info):
+        return {
+            "mean_distinct": _finite(info.num_distinct.mean()),
+            "mean_kept_share": _finite(info.kept_share.mean()),
+            "mean_effective_blocks": _finite(info.effective_blocks.mean()),
+        }
+    if isinstance(info, best_of_n.Info):
+        return {
+            "num_used": int(info.num_used),
+            "chosen": int(info.chosen),
+            "surplus_decoded": int(info.surplus_decoded),
+        }
+    return {}
+
+
+def _finite(value: Any) -> float | None:
+    """A number for JSON, which knows no infinity."""
+    return round(float(value), 5) if np.isfinite(value) else None
 
 
 def sum_positions(finished: Finished, prompt_length: int, config: Config) -> int:
@@ -148,7 +205,7 @@ def count_flops(config: TransformerConfig, decoded: int, positions: int) -> int:
 
 def summarise(
     rows: Sequence[dict[str, Any]],
-    runs: dict[str, Progress],
+    runs: dict[str, Progress | GroupProgress],
     prompts: Sequence[str],
     model: LoadedModel,
     memory: Reservation,
@@ -195,11 +252,12 @@ def summarise(
     }
 
 
-def _describe_run(run: Progress) -> dict[str, Any]:
+def _describe_run(run: Progress | GroupProgress) -> dict[str, Any]:
+    utilisation = run.slot_utilisation()
     return {
         "forwards": run.forwards,
         "discarded_tokens": run.discarded,
-        "slot_utilisation": round(run.slot_utilisation(), 4),
+        "slot_utilisation": None if utilisation is None else round(utilisation, 4),
         "seconds": round(run.seconds, 3),
         "compile_seconds": round(run.compile_seconds, 3),
         "tokens_per_second": round(run.tokens_per_second(), 1),
@@ -241,7 +299,7 @@ def _describe_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over chains; log p is of whole completions, under the truncated law, in nats."""
     by_stage: dict[int, list[bool]] = collections.defaultdict(list)
     for row in rows:
-        for stage, _, _, _, accepted, _ in row["steps"]:
+        for stage, _, _, _, accepted, *_ in row["steps"]:
             by_stage[stage].append(accepted)
     log_probs = [row["log_prob"] for row in rows]
     return {

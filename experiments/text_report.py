@@ -34,11 +34,12 @@ def describe(result: dict[str, Any], seconds: float) -> str:
                 lines += _chain_lines(numbers, of_sampler)
     lines += ["", "all prompts", "", *_table(result["samplers"]), ""]
     for sampler, numbers in result["samplers"].items():
+        utilisation = numbers["slot_utilisation"]
+        busy = "" if utilisation is None else f"slots {utilisation:.0%} busy, "
         lines.append(
             f"  {sampler}: {numbers['seconds']:.1f} s, "
             f"{numbers['tokens_per_second']:.0f} tokens/s "
-            f"({numbers['effective_tokens_per_second']:.0f} effective), "
-            f"slots {numbers['slot_utilisation']:.0%} busy, "
+            f"({numbers['effective_tokens_per_second']:.0f} effective), {busy}"
             f"{describe_quantity(numbers['flops'], 'FLOP')}, "
             f"compiled in {numbers['compile_seconds']:.1f} s"
         )
@@ -130,7 +131,7 @@ def _chain_lines(numbers: dict[str, Any], rows: Sequence[dict[str, Any]]) -> lis
     bins = min(_CUT_BINS, longest)
     counts = [0] * bins
     for row in rows:
-        for _, _, cut, _, _, _ in row["steps"]:
+        for _, _, cut, *_ in row["steps"]:
             counts[min((cut - 1) * bins // longest, bins - 1)] += 1
     peak = max(counts)
     shades = "".join(

@@ -5,10 +5,11 @@ import importlib.util
 import json
 import math
 
+import numpy as np
 import pytest
 
-from experiments import bench, decode_bench
-from experiments.bench import BenchConfig
+from experiments import decode_bench, samplers_bench
+from experiments.bench import BenchConfig, run_bench
 from models.checkpoint import leaf_shapes
 from models.huggingface_config import parse_config
 from tests import tiny_checkpoints
@@ -42,7 +43,7 @@ def config(model_folder, tmp_path):
 
 
 def test_figures_and_their_file(config, capsys):
-    result = bench.run_bench(config)
+    result = run_bench(config)
     with open(config.output, encoding="utf-8") as file:
         written = json.load(file)
     assert written["rows"] == result["rows"]
@@ -62,7 +63,7 @@ def test_figures_and_their_file(config, capsys):
 
 @pytest.mark.skipif(not HAS_REFERENCE, reason="needs the extra parity")
 def test_reference_is_timed_where_it_is_installed(config):
-    (row,) = bench.run_bench(
+    (row,) = run_bench(
         dataclasses.replace(config, batch_sizes=("2",), reference=True, output=None)
     )["rows"]
     assert row["ratio_to_reference"] == pytest.approx(
@@ -88,7 +89,7 @@ def test_engine_and_lockstep_sample_the_same(model_folder, tmp_path, capsys):
         repeats=1,
         usual_proposals=2 if HAS_REFERENCE else 0,
     )
-    result = bench.run_bench(config)
+    result = run_bench(config)
     lockstep, engine = result["forms"]
     for form in (lockstep, engine):
         assert form["equal_traces"] == form["chains"] == 6
@@ -140,4 +141,75 @@ def test_products_of_a_step_count_every_matrix_once(tied):
 )
 def test_bad_setting(config, changes, message):
     with pytest.raises(ValueError, match=message):
-        bench.run_bench(dataclasses.replace(config, **changes))
+        run_bench(dataclasses.replace(config, **changes))
+
+
+@pytest.fixture(scope="module")
+def samplers_figures(tmp_path_factory):
+    """Four samplers at equal tokens on a tiny model, and what was printed."""
+    folder = tmp_path_factory.mktemp("samplers")
+    model = str(tiny_checkpoints.write_huggingface(folder / "tiny"))
+    output, prompts = folder / "figures.json", folder / "prompts.txt"
+    prompts.write_text("One two three.\nThe cat sat.\nNot this one.\n")
+    config = BenchConfig(
+        what="samplers",
+        model=model,
+        prompts_file=str(prompts),
+        samplers=("smc", "best_of_n", "low_temperature", "multiple_try"),
+        num_prompts=2,
+        num_chains=2,
+        num_slots=8,
+        num_stages=2,
+        stage_length=6,
+        steps_per_stage=4,
+        num_tries=2,
+        output=str(output),
+    )
+    run_bench(config)
+    return json.loads(output.read_text())
+
+
+def test_samplers_spend_what_the_reference_spends(samplers_figures):
+    table, chains = samplers_figures["samplers"], samplers_figures["chains"]
+    assert list(table) == ["entropy_cut", "smc", "best_of_n", "low_temperature", "multiple_try"]
+    for sampler, row in table.items():
+        of_sampler = [chain for chain in chains if chain["sampler"] == sampler]
+        assert len(of_sampler) == 4
+        decoded = np.array([chain["decoded_tokens"] for chain in of_sampler])
+        assert row["decoded_tokens"] == pytest.approx(decoded.mean())
+        log_prob = np.array([chain["log_prob"] for chain in of_sampler])
+        assert row["mean_log_prob"] == pytest.approx(log_prob.mean())
+    reference = [chain for chain in chains if chain["sampler"] == "entropy_cut"]
+    best = [chain for chain in chains if chain["sampler"] == "best_of_n"]
+    for own, other in zip(best, reference, strict=True):
+        # The candidate that crosses the budget counts, and no other after it.
+        assert other["decoded_tokens"] <= own["decoded_tokens"] < other["decoded_tokens"] + 12
+    assert table["entropy_cut"]["difference"] == 0.0
+    assert table["entropy_cut"]["of_the_reference"] == 1.0
+    assert table["low_temperature"]["of_the_reference"] < 0.7
+    assert table["smc"]["acceptance"] is None
+    assert table["smc"]["mean_least_ess"] > 0
+
+
+def test_differences_are_paired_by_prompt():
+    def row(log_prob, text="The answer is 5."):
+        return {
+            "log_prob": log_prob,
+            "text": text,
+            "num_tokens": 4,
+            "attempted": 0,
+            "accepted": 0,
+            "decoded_tokens": 10,
+            "details": {},
+        }
+
+    rows = {
+        "entropy_cut": [row(-1.0), row(-3.0), row(-10.0), row(-12.0)],
+        "smc": [row(-2.0), row(-6.0, "It is 7."), row(-13.0), row(-15.0, "No idea.")],
+    }
+    setting = samplers_bench._Setting(None, None, 3)
+    numbers = samplers_bench.describe("smc", setting, rows, 2.0, num_chains=2)
+    assert numbers["difference"] == pytest.approx(-2.5)  # -2 and -3 by prompt
+    assert numbers["difference_standard_error"] == pytest.approx(0.5)
+    assert numbers["distinct_answers"] == 1.5
+    assert numbers["mean_log_prob_per_token"] == pytest.approx(-2.25)

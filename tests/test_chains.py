@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ecmh_jax import chain_queue, make_tuning
+from ecmh_jax import best_of_n, chain_queue, group_sampling, make_tuning, multiple_try, smc
 from ecmh_jax.base import Config
 from experiments import chains as chains_lib
 from experiments.prompts import EncodedPrompts, encode_prompts
@@ -29,6 +29,9 @@ def compiled_programs(caplog):
         "admit",
         "tick",
         "collect",
+        "begin_rounds",
+        "advance_round",
+        "finish_rounds",
     }
 
 
@@ -71,3 +74,36 @@ def test_the_queue_finds_the_programs(model, caplog):
             finished |= update.finished
         assert not compiled_programs(caplog)
     assert sorted(finished) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("sampler", ["smc", "best_of_n", "multiple_try"])
+def test_the_groups_find_the_programs(model, caplog, sampler):
+    prompts = encode_prompts(("hello",), model, None, pad_id=2)
+    config = Config(
+        prompt_length=prompts.tokens.shape[1],
+        max_new_tokens=4,
+        num_stages=2,
+        steps_per_stage=1,
+        top_k=20,
+        eos_ids=model.eos_ids,
+        pad_id=2,
+    )
+    options = {
+        "smc": smc.Options(num_particles=2),
+        "best_of_n": best_of_n.Options(num_candidates=4, rows=2),
+        "multiple_try": multiple_try.Options(num_tries=2),
+    }[sampler]
+    budget = np.asarray([9, 9, 9]) if sampler == "best_of_n" else None
+    chains = chains_lib.lay_out(prompts, 3, make_tuning(3))
+    key = jax.random.key(0)
+    arguments = (chains, config, sampler, options, 4, budget)
+    programs = {"begin_rounds", "advance_round", "finish_rounds"}
+    with jax.log_compiles():
+        chains_lib.compile_rounds(key, model, *arguments)
+        assert compiled_programs(caplog) == programs
+        updates = list(
+            group_sampling.run_groups(key, model.language_model, model.params, *arguments)
+        )
+        assert not compiled_programs(caplog)
+    assert [update.members.tolist() for update in updates if update.result] == [[0, 1], [2]]
+    assert [update.round for update in updates] == [1, 2, 1, 2]

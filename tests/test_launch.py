@@ -58,6 +58,31 @@ def test_flags_become_fields(read):
     assert read() == ExampleConfig("b", 0.5, 4, False, "y", ("r", "s", "t"), ("one, two", "three"))
 
 
+@dataclasses.dataclass(frozen=True)
+class FolderConfig:
+    """One field is the argument, the other a flag."""
+
+    folder: str
+    example_price: float = setting(2.0, "A flag.")
+
+
+def test_a_field_may_be_the_argument(tmp_path, monkeypatch):
+    monkeypatch.setenv("ECMH_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(launch.jax.config, "update", lambda *_: None)
+    mains = []
+    monkeypatch.setattr(launch.app, "run", mains.append)
+    seen = []
+    launch.start(FolderConfig, lambda config: seen.append(config) or 0, argument="folder")
+    flags.FLAGS(["program", "--example_price=3"])
+    with pytest.raises(SystemExit):
+        mains[0](["program", "runs/first"])
+    assert seen == [FolderConfig("runs/first", 3.0)]
+    with pytest.raises(app.UsageError, match="expected an argument, FOLDER"):
+        mains[0](["program"])
+    with pytest.raises(app.UsageError, match="unexpected argument 'second'"):
+        mains[0](["program", "first", "second"])
+
+
 def test_a_word_that_is_no_choice(read):
     with pytest.raises(flags.IllegalFlagValueError, match="should be one of <x\\|y>"):
         flags.FLAGS(["program", "--example_choice=z"])

@@ -6,8 +6,19 @@ import types
 import jax
 import pytest
 
-from ecmh_jax import compiled, engine
-from ecmh_jax.base import Config
+from ecmh_jax import (
+    best_of_n,
+    compiled,
+    engine,
+    group_sampling,
+    multiple_try,
+    power_smc,
+    published,
+    rounds,
+    smc,
+    tmc,
+)
+from ecmh_jax.base import Config, Tuning
 from experiments import memory
 from models.load import load_model
 from tests import tiny_checkpoints
@@ -45,6 +56,11 @@ def give_room(model, config, monkeypatch):
     return give
 
 
+def demands(num_chains, *configs):
+    """Samplers of a chain a row."""
+    return [memory.Demand("entropy_cut", config, 1, num_chains) for config in configs]
+
+
 @pytest.mark.parametrize(
     ("asked", "num_chains", "room", "expected"),
     [
@@ -59,7 +75,7 @@ def give_room(model, config, monkeypatch):
 def test_slots_taken(model, config, give_room, asked, num_chains, room, expected):
     give_room(room)
     short = dataclasses.replace(config, num_stages=1, steps_per_stage=0)
-    reservation = memory.reserve(asked, num_chains, model, [short, config])
+    reservation = memory.reserve(asked, model, demands(num_chains, short, config))
     assert reservation.num_slots == expected
     assert reservation.slot_bytes == memory.estimate_slot_bytes(model, config)
     slot = jax.eval_shape(lambda: engine.init_slots(model.language_model, 1, config))
@@ -72,21 +88,21 @@ def test_too_many_slots(model, config, give_room):
     with pytest.raises(
         ValueError, match=r"--num_slots=21 needs .* for 21 slots .*; expected at most 20"
     ):
-        memory.reserve(21, 30, model, [config])
+        memory.reserve(21, model, demands(30, config))
 
 
 @pytest.mark.parametrize("asked", [None, 1])
 def test_no_slot_fits(model, config, give_room, asked):
     give_room(0.99)
     with pytest.raises(ValueError, match=r"--max_new_tokens=12: a single slot.*; expected room"):
-        memory.reserve(asked, 30, model, [config])
+        memory.reserve(asked, model, demands(30, config))
 
 
 def test_narrow_weights_are_widened_on_a_cpu(model, config, give_room):
     give_room(20)
-    wide = memory.reserve(None, 9, model, [config])
+    wide = memory.reserve(None, model, demands(9, config))
     half = jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), model.params)
-    narrow = memory.reserve(None, 9, model._replace(params=half), [config])
+    narrow = memory.reserve(None, model._replace(params=half), demands(9, config))
     row = wide.weights_bytes - memory.tree_bytes(model.params)
     assert narrow.weights_bytes == 1.5 * memory.tree_bytes(model.params) + row
     assert narrow.available_bytes < wide.available_bytes
@@ -122,6 +138,73 @@ def test_estimate_covers_what_the_compiler_allocates(model, config):
     config = dataclasses.replace(config, max_new_tokens=96, top_k=None)
     allocated = allocated_by_slot(model, config)
     assert allocated <= memory.estimate_slot_bytes(model, config) <= 1.1 * allocated
+
+
+OPTIONS = {
+    "smc": smc.Options(),
+    "power_smc": power_smc.Options(),
+    "tmc": tmc.Options(num_candidates=8, num_kept=2, num_rollouts=4),
+    "best_of_n": best_of_n.Options(num_candidates=8, rows=4),
+    "multiple_try": multiple_try.Options(),
+    "published_entropy_cut": published.PUBLISHED_ENTROPY_CUT,
+}
+
+
+def allocated_by_row(model, config, sampler, options):
+    """Bytes that the compiler gives a round for one more row."""
+    module = group_sampling.GROUP_SAMPLERS[sampler].module
+    taken = []
+    for size in (2, 6):
+        whole, real = (jax.ShapeDtypeStruct((size,), kind) for kind in ("int32", "float32"))
+        batch = rounds.Batch(
+            jax.ShapeDtypeStruct((size, config.prompt_length), "int32"),
+            *(whole, whole, whole),
+            Tuning(real, real, real, real),
+        )
+        static = {
+            "build": module.build,
+            "model": model.language_model,
+            "config": config,
+            "options": options,
+        }
+        key = jax.random.key(0)
+        carry = jax.eval_shape(
+            lambda params, batch=batch, static=static: compiled.begin_rounds(
+                jax.random.key(0), params, batch, **static
+            ),
+            model.params,
+        )
+        index = jax.ShapeDtypeStruct((), "int32")
+        account = (
+            compiled.advance_round.lower(key, model.params, batch, carry, index, **static)
+            .compile()
+            .memory_analysis()
+        )
+        taken.append(
+            account.temp_size_in_bytes
+            + account.argument_size_in_bytes
+            + account.output_size_in_bytes
+            - account.alias_size_in_bytes
+        )
+    return (taken[1] - taken[0]) / 4 / module.rows_per_chain(options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", OPTIONS)
+def test_estimate_covers_rounds(model, config, sampler):
+    config = dataclasses.replace(config, max_new_tokens=96, top_k=None)
+    allocated = allocated_by_row(model, config, sampler, OPTIONS[sampler])
+    assert allocated <= memory.estimate_slot_bytes(model, config)
+
+
+def test_a_result_that_needs_more_rows_than_there_are(model, config, give_room):
+    give_room(20)
+    demand = memory.Demand("smc", config, 16, 64)
+    assert memory.reserve(None, model, [demand]).num_slots == 20
+    with pytest.raises(ValueError, match=r"--num_slots=15: a result of smc decodes 16 rows"):
+        memory.reserve(15, model, [demand])
+    with pytest.raises(ValueError, match=r"--num_slots=auto: .* 24 rows together, and 20 fit"):
+        memory.reserve(None, model, [demand._replace(least=24)])
 
 
 @pytest.mark.slow

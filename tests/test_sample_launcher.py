@@ -112,6 +112,41 @@ def test_what_it_cost(config):
     assert summary["samplers"]["entropy_cut"]["standard_samples_per_chain"] > 1.0
 
 
+def test_samplers_in_rounds(config):
+    """Rows, costs and details of samplers that decode several rows for each result."""
+    samplers = ("smc", "best_of_n", "multiple_try", "standard")
+    config = dataclasses.replace(
+        config,
+        prompt=PROMPTS[:2],
+        sampler=samplers,
+        option=(
+            "smc.num_particles=3",
+            "best_of_n.num_candidates=4",
+            "best_of_n.rows=2",
+            "multiple_try.num_tries=2",
+        ),
+    )
+    result = run_sample(config)
+    rows = read_rows(config)
+    assert rows == result["rows"]
+    assert len(rows) == 2 * 3 * len(samplers)
+    for sampler in samplers[:3]:
+        of_sampler = [row for row in rows if row["sampler"] == sampler]
+        numbers = result["samplers"][sampler]
+        assert numbers["decoded_tokens"] == sum(row["decoded_tokens"] for row in of_sampler) > 0
+        assert numbers["slot_utilisation"] is numbers["forwards"] is None
+        assert numbers["tokens_per_second"] > 0
+        assert bool(numbers["attempted"]) == (sampler == "multiple_try")
+        for row in of_sampler:
+            assert row["forwards"] is None
+            assert bool(row["steps"]) == (sampler == "multiple_try")
+    details = {row["sampler"]: row["details"] for row in rows}
+    assert set(details["smc"]) == {"log_evidence", "least_ess", "resampled", "num_ancestors"}
+    assert details["best_of_n"]["num_used"] == 4
+    assert details["standard"] == {}
+    assert "smc" in text_report.describe(result, seconds=1.0)
+
+
 def test_slots_by_themselves(config):
     changes = {"num_slots": "auto", "sampler": ("standard",), "output_dir": None}
     assert run_sample(dataclasses.replace(config, **changes))["memory"]["num_slots"] == 9
@@ -127,7 +162,7 @@ def test_rows_are_consistent(config):
         assert row["accepted"] == sum(step[4] for step in row["steps"])
         is_chain = row["sampler"] == "entropy_cut"
         assert (row["attempted"] > 0) == is_chain
-        for stage, step, cut, divergence, _, _ in row["steps"]:
+        for stage, step, cut, divergence, *_ in row["steps"]:
             assert 1 <= stage <= 3
             assert 1 <= step <= 4
             assert 1 <= cut <= stage * 4
@@ -265,7 +300,7 @@ def test_prompts_files(tmp_path):
         ("blank.txt", b"\n \n", "holds no prompt"),
         ("latin.txt", b"\xff\xfe\xfa", "cannot be read"),
         ("torn.jsonl", b'{"prompt": "a"}\n{"prom', "line 2"),
-        ("other.jsonl", b'{"question": "a"}\n', "line 1"),
+        ("other.jsonl", b'{"text": "a"}\n', "line 1"),
         ("list.jsonl", b'["a"]\n', "line 1"),
         ("number.jsonl", b'{"prompt": 3}\n', "line 1"),
         ("empty.jsonl", b'{"prompt": " "}\n', "line 1"),

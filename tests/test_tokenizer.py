@@ -1,5 +1,7 @@
 """Tokenizers and chat templates: the ids are right, and users' texts stay texts."""
 
+import re
+
 import jinja2.sandbox
 import pytest
 
@@ -173,7 +175,7 @@ HOSTILE_TEMPLATES = {
     "doubling": (
         "{% set box = namespace(text='a') %}{% for _ in range(64) %}"
         "{% set box.text = box.text + box.text %}{% endfor %}",
-        "memory",
+        "memory|processor time",  # whichever is used up first on this machine
     ),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     "syntax": ("{% for %}", "TemplateSyntaxError"),
@@ -189,7 +191,7 @@ def test_hostile_template(name):
     text, message = HOSTILE_TEMPLATES[name]
     with pytest.raises(ValueError, match=r"tiny\.jinja.*--nochat") as caught:
         render(tiny_template(text), [[USER]])
-    assert message in str(caught.value)
+    assert re.search(message, str(caught.value))
 
 
 def test_template_without_end(monkeypatch):
