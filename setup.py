@@ -22,6 +22,7 @@ QUANTISE = ["qwix>=0.1.8"]
 ARVIZ = ["arviz-base[h5netcdf]>=0.8", "arviz-stats[xarray]>=0.8"]
 # What the evaluation needs beyond sampling: figures, and comparing mathematical answers.
 EVALUATE = ["math-verify>=0.9,<0.10", "matplotlib>=3.8"]
+LM_EVAL = ["lm_eval>=0.4.13,<0.5"]
 PAGE_TESTS = ["playwright>=1.50"]  # drives the browser that is installed; brings none
 
 setup(
@@ -41,12 +42,14 @@ setup(
         "quantise": QUANTISE,
         "arviz": ARVIZ,
         "evaluate": EVALUATE,
+        "lm_eval": LM_EVAL,
         "dev": [
             *("build", "pyright[nodejs]", "pytest>=8", "pytest-xdist", "ruff"),
             *PARITY,
             *QUANTISE,
             *ARVIZ,
             *EVALUATE,
+            *LM_EVAL,
             *PAGE_TESTS,
         ],
     },

@@ -169,6 +169,7 @@ def samplers_figures(tmp_path_factory):
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_samplers_spend_what_the_reference_spends(samplers_figures):
     table, chains = samplers_figures["samplers"], samplers_figures["chains"]
     assert list(table) == ["entropy_cut", "smc", "best_of_n", "low_temperature", "multiple_try"]

@@ -76,7 +76,13 @@ def test_the_queue_finds_the_programs(model, caplog):
     assert sorted(finished) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("sampler", ["smc", "best_of_n", "multiple_try"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        "best_of_n",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("smc", "multiple_try")),
+    ],
+)
 def test_the_groups_find_the_programs(model, caplog, sampler):
     prompts = encode_prompts(("hello",), model, None, pad_id=2)
     config = Config(
