@@ -111,17 +111,28 @@ def parse_numbers(flag: str, text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _choose_problems(config: EvaluationFlags, path: str) -> tuple[Problem, ...]:
-    problems = read_problems(config.task, path, config.seed)
-    if config.problems == "all":
+def choose_problems(task: str, path: str, places: str, seed: int) -> tuple[Problem, ...]:
+    """Reads the problems of a task that ``--problems`` names, in its order.
+
+    Args:
+      task: one of ``TASKS``.
+      path: the file.
+      places: numbers and ranges, or "all".
+      seed: shuffles GPQA's choices.
+
+    Raises:
+      ValueError: the file is unusable, or has no problem in one of the places.
+    """
+    problems = read_problems(task, path, seed)
+    if places == "all":
         return problems
-    places = parse_numbers("problems", config.problems)
-    if max(places) >= len(problems):
+    numbers = parse_numbers("problems", places)
+    if max(numbers) >= len(problems):
         raise ValueError(
-            f"--problems={config.problems}; expected places in 0..{len(problems) - 1}, as "
-            f"{path} has {len(problems)} problems"
+            f"--problems={places}; expected places in 0..{len(problems) - 1}, as {path} has "
+            f"{len(problems)} problems"
         )
-    return tuple(problems[place] for place in places)
+    return tuple(problems[number] for number in numbers)
 
 
 def run_evaluation(
@@ -166,7 +177,7 @@ def run_evaluation(
     num_slots = memory.parse_num_slots(config.num_slots)
     if config.record_problems < 0:
         raise ValueError(f"--record_problems={config.record_problems}; expected at least 0")
-    problems = _choose_problems(config, config.data)
+    problems = choose_problems(config.task, config.data, config.problems, config.seed)
     preset = resolve(config, steps_per_stage)
     with (
         Grader(

@@ -93,7 +93,8 @@ class Drawn(NamedTuple):
 
 
 @contextlib.contextmanager
-def _look() -> Iterator[None]:
+def look() -> Iterator[None]:
+    """The style of every figure, while it lasts; raises ValueError where matplotlib is missing."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -110,7 +111,7 @@ def styles(names: Collection[str]) -> dict[str, Style]:
     return {name: STYLES.get(name) or _OTHERS[unknown.index(name) % len(_OTHERS)] for name in names}
 
 
-@_look()
+@look()
 def draw_accuracy(summary: dict[str, Any]) -> "Figure":
     """Draws the accuracy of each sampler with its interval, its cost beside it."""
     samplers = summary["samplers"]
@@ -138,7 +139,7 @@ def draw_accuracy(summary: dict[str, Any]) -> "Figure":
     return figure
 
 
-@_look()
+@look()
 def draw_accuracy_against_cost(summary: dict[str, Any]) -> "Figure":
     """Draws accuracy over decoded tokens by row."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -163,7 +164,7 @@ def draw_accuracy_against_cost(summary: dict[str, Any]) -> "Figure":
     return _finish(figure, axes, "decoded tokens by row, mean (log scale)", "accuracy, %")
 
 
-@_look()
+@look()
 def draw_acceptance_by_stage(rows: Sequence[Row]) -> "Figure":
     """Draws the share of accepted steps by stage, with standard errors over problems."""
     stepped, looks = _stepped(rows)
@@ -185,7 +186,7 @@ def draw_acceptance_by_stage(rows: Sequence[Row]) -> "Figure":
     return _finish(figure, axes, "stage", "accepted steps, %")
 
 
-@_look()
+@look()
 def draw_cuts(rows: Sequence[Row], stage_length: int | None) -> "Figure":
     """Draws where cuts fall in their traces, as a density over the relative length.
 
@@ -210,7 +211,7 @@ def draw_cuts(rows: Sequence[Row], stage_length: int | None) -> "Figure":
     )
 
 
-@_look()
+@look()
 def draw_entropy(rows: Sequence[Row], row: Row | None, pieces: dict[str, str]) -> "Figure":
     """Draws the entropies of one trace, its largest jumps, and the sampler's mean by position.
 
@@ -255,7 +256,7 @@ def draw_entropy(rows: Sequence[Row], row: Row | None, pieces: dict[str, str]) -
     return _finish(figure, axes, "token of the completion", "next-token entropy, nats")
 
 
-@_look()
+@look()
 def draw_log_prob(rows: Sequence[Row]) -> "Figure":
     """Draws log p of chains after every step, one panel a sampler, and its mean over problems.
 
@@ -366,7 +367,7 @@ def draw_all(evaluation: EvaluationFolder, summary: dict[str, Any] | None = None
     return drawn
 
 
-@_look()
+@look()
 def to_svg(figure: "Figure") -> str:
     """Returns the figure as an ``svg`` element, for a file of its own or inside a page."""
     file = io.StringIO()
@@ -375,7 +376,7 @@ def to_svg(figure: "Figure") -> str:
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
-@_look()
+@look()
 def save_figures(folder: str | Path, drawn: Drawn) -> list[Path]:
     """Writes each figure as SVG and as PNG; returns the paths.
 
