@@ -23,7 +23,7 @@ from experiments.grading.grader import Grader
 from experiments.jobs import Job
 from experiments.progress import GroupProgress, Progress
 from experiments.prompts import EncodedPrompts, pad_prompts
-from experiments.tasks import Problem, cut_at_stop, make_prompt
+from experiments.tasks import Problem, make_prompt
 from models.chat_template import encode_chats
 from models.load import LoadedModel
 
@@ -358,7 +358,6 @@ def _describe(
         "seed": cell.seed,
         "settings": store.hash_of(arm.name),
         **row,
-        "text": cut_at_stop(plan.task, row["text"]),
         "gold": problem.gold,
         "token_log_prob": _rounded(finished.trace.log_prob[start:end]),
         "token_entropy": _rounded(finished.trace.entropy[start:end]),

@@ -1,4 +1,4 @@
-r"""The tasks of the paper's experiments, and GSM8K: problems, prompts, presets and stop strings.
+r"""The tasks of the paper's experiments, and GSM8K: problems, prompts and presets.
 
 The data sets are the user's own files; none is fetched. Prompts and presets are the paper's, except
 those of GSM8K, which it does not have: ours are MATH's prompt and completions of 512 tokens.
@@ -23,11 +23,6 @@ _CHOICE_PROMPT = (
     "Answer the following multiple choice question. The last line of your response should be of "
     "the following format: '\\boxed{$LETTER}' (without quotes) where LETTER is one of ABCD. Think "
     "step by step before answering.\n\n%s\n\n%s"
-)
-# The last is not in the paper but in its code.
-_CODE_STOPS = (
-    *("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\nassert", "\nimport", "\nfrom", "\n```"),
-    "if __name__",
 )
 
 
@@ -80,7 +75,6 @@ class Task(NamedTuple):
       read: makes the problem of a row; draws from the generator, row after row.
       grading: how a completion is graded.
       preset: settings of its runs.
-      stops: texts at which a completion ends.
       expected: the form of a row, for messages.
       where: where to get the file, for messages.
     """
@@ -88,7 +82,6 @@ class Task(NamedTuple):
     read: Callable[[Source, Row, random.Random], Problem]
     grading: Literal["math", "integer", "number", "letter", "program"]
     preset: Preset
-    stops: tuple[str, ...]
     expected: str
     where: str
 
@@ -150,7 +143,6 @@ TASKS: dict[str, Task] = {
         _read_math,
         "math",
         Preset(3072, 16, 10, power=4.0, cut_power=4.0, top_k=50),
-        (),
         'rows {"prompt", "answer", "id"} or {"problem", "answer", "unique_id"}',
         "Get the test split of HuggingFaceH4/MATH-500 from Hugging Face",
     ),
@@ -158,7 +150,6 @@ TASKS: dict[str, Task] = {
         _read_gsm8k,
         "number",
         Preset(512, 16, 10, power=4.0, cut_power=4.0, top_k=50),
-        (),
         'rows {"question", "answer"} whose answer ends in "#### N"',
         "Get the test split of openai/gsm8k (main) from Hugging Face, saved as JSON Lines",
     ),
@@ -166,7 +157,6 @@ TASKS: dict[str, Task] = {
         _read_human_eval,
         "program",
         Preset(3072, 16, 10, power=5.0, cut_power=4.0, top_k=50),
-        _CODE_STOPS,
         'rows {"task_id", "prompt", "canonical_solution", "test", "entry_point" (a name)}',
         "Get openai/openai_humaneval from Hugging Face, saved as JSON Lines, or HumanEval.jsonl.gz",
     ),
@@ -174,7 +164,6 @@ TASKS: dict[str, Task] = {
         _read_gpqa,
         "letter",
         Preset(6144, 16, 10, power=4.0, cut_power=4.0, top_k=50),
-        (),
         'rows or a CSV table with "Question", "Correct Answer" and "Incorrect Answer 1" to 3',
         "Get gpqa_diamond of Idavidrein/gpqa from Hugging Face, which asks for an account",
     ),
@@ -182,7 +171,6 @@ TASKS: dict[str, Task] = {
         _read_aime,
         "integer",
         Preset(6144, 16, 10, power=4.0, cut_power=4.0, top_k=50),
-        (),
         'rows {"problem", "answer" (0 to 999), "id"}; "problem_idx" may stand for "id"',
         "Get a year's problems from MathArena on Hugging Face, saved as JSON Lines, or write them",
     ),
@@ -251,20 +239,3 @@ def make_prompt(task: str, problem: Problem, chat: bool) -> Prompt:
         )
         return Prompt(_CHOICE_PROMPT % (problem.question, choices), None, raw=not chat)
     return Prompt(_MATH_PROMPT % problem.question, SYSTEM_PROMPT if chat else None, raw=not chat)
-
-
-def cut_at_stop(task: str, text: str) -> str:
-    """Returns a completion up to the first of the task's stop strings, without blanks at the end.
-
-    A task without stop strings returns the text as it is.
-
-    Args:
-      task: one of ``TASKS``.
-      text: a completion.
-
-    Raises:
-      ValueError: the task is not known.
-    """
-    stops = get_task(task).stops
-    ends = [end for stop in stops if (end := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))].rstrip() if stops else text

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from experiments import task_files, tasks
-from experiments.tasks import TASKS, Problem, Prompt, cut_at_stop, make_prompt, read_problems
+from experiments.tasks import TASKS, Problem, Prompt, make_prompt, read_problems
 
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
@@ -251,7 +251,6 @@ def test_unknown_task():
     for call in (
         lambda: read_problems("math", "x", 0),
         lambda: make_prompt("math", Problem("1", "q", "1", {}), True),
-        lambda: cut_at_stop("math", "x"),
     ):
         with pytest.raises(ValueError, match="--task=math; expected one of math500, gsm8k"):
             call()
@@ -306,28 +305,6 @@ def test_presets_are_the_papers():
     }
     for preset in found.values():
         assert preset.max_new_tokens % preset.num_stages == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "cut"),
-    [
-        ("    return 1\n\ndef other():\n", "    return 1"),
-        ("    return 1\n#comment", "    return 1"),
-        ("    # comment\n    return 1  \n", "    # comment\n    return 1"),
-        ("    if x:\n        return 1\n", "    if x:\n        return 1"),
-        ("    a = 1\nprint(a)\nclass X", "    a = 1"),
-        ("    a = 1\nassert a\n", "    a = 1"),
-        ("    a\nfrom x import y", "    a"),
-        ("    a\nimport y", "    a"),
-        ("    a\n```\nText", "    a"),
-        ('    a\n    if __name__ == "__main__":', "    a"),
-        ("\ndef f", ""),
-        ("", ""),
-    ],
-)
-def test_stop_strings(text, cut):
-    assert cut_at_stop("humaneval", text) == cut
-    assert cut_at_stop("math500", text) == text
 
 
 # The real files, where they are

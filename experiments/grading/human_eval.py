@@ -29,6 +29,7 @@ from typing import NamedTuple
 from experiments.grading import judge, sandbox
 from experiments.grading.sandbox import Limits
 
+# The last is not in the paper but in its code.
 STOP_STRINGS = (
     *("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\nassert", "\nimport", "\nfrom", "\n```"),
     "if __name__",
