@@ -1,5 +1,8 @@
 """The one adapter between the Flax network and ``ecmh_jax.base.LanguageModel``."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -41,3 +44,25 @@ def build_language_model(
         )
 
     return LanguageModel(init_cache, prefill, decode)
+
+
+def build_forward(config: TransformerConfig) -> Callable[[Any, jax.Array], jax.Array]:
+    """Returns the network over whole texts at once, for training and for scoring.
+
+    Args:
+      config: the network's shape; runs are as long as its ``context_length`` at most.
+
+    Returns:
+      ``forward(params, tokens)``: [B, S] int32, S > 1, to float32 logits [B, S, V] after every
+      token; differentiable.
+    """
+    network = transformer.Transformer(config, "xla", config.context_length)
+
+    def forward(params, tokens):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        # What is written to the cache is read by nobody: the compiler leaves it out.
+        batch_size, length = tokens.shape
+        cache = transformer.init_cache(config, batch_size, length, jnp.dtype(jnp.float32), "xla")
+        return network.apply({"params": params}, tokens, positions, None, cache)[0]
+
+    return forward

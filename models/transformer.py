@@ -223,10 +223,13 @@ class Transformer(nn.Module):
         self,
         tokens: jax.Array,  # [B, S] int32
         positions: jax.Array,  # [B, S] int32
-        lengths: jax.Array,  # [B] int32, in 1..S
+        lengths: jax.Array | None,  # [B] int32, in 1..S
         cache: tuple[LayerCache, ...],
     ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
-        """Returns float32 logits [B, V] after each row's token ``lengths - 1``, and the cache."""
+        """Returns float32 logits [B, V] after each row's token ``lengths - 1``, and the cache.
+
+        Without ``lengths`` they are [B, S, V], after every token.
+        """
         config = self.config
         zeros = nn.initializers.zeros
         table_shape = (config.vocabulary_size, config.embedding_size)
@@ -252,9 +255,13 @@ class Transformer(nn.Module):
             block = Block(config, self.decode_attention, window, name=f"layer_{index}")
             stream, layer_cache = block(stream, positions, angles[slides], layer_cache)
             new_cache.append(layer_cache)
-        last = jnp.take_along_axis(stream, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        last = _rms_norm(last, final_norm, config)
-        found = logits(head, last)
+        if lengths is None:
+            wanted = stream.reshape(-1, config.embedding_size)
+        else:
+            wanted = jnp.take_along_axis(stream, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        found = logits(head, _rms_norm(wanted, final_norm, config))
         if config.logit_softcap is not None:
             found = config.logit_softcap * jnp.tanh(found / config.logit_softcap)
+        if lengths is None:
+            found = found.reshape(*tokens.shape, -1)
         return found, tuple(new_cache)
